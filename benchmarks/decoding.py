@@ -11,10 +11,10 @@ installed into build/rivals. torchcodec needs FFmpeg's shared libraries on the s
 loaded is reported and left out.
 
 Every implementation runs in its own process, all on the same core and with one thread. They take turns clip by clip,
-and only one works at a time. Times are CPU times of all threads, so that other work on the machine matters little:
-medians over repetitions, summed over clips. Before times are compared, frames are: our frames must be bit-for-bit the
-same as when the whole file is decoded. The frames of the alternatives are compared with ours, in levels of 255,
-because color conversions differ.
+and only one works at a time. Times are CPU times of all threads (medians over repetitions, summed over clips), so that
+other work on the machine matters little. Frames are compared before times: our frames must be bit-for-bit the same as
+when the whole file is decoded. The frames of the alternatives are compared with ours, in levels of 255, because color
+conversions differ.
 
 "frames" counts "all" frames; the frames "between" a key frame and a wanted frame, which the alternatives decode; the
 frames that are "needed", because they are wanted or referenced by another frame; and the frames "decoded" by our
@@ -193,7 +193,7 @@ def count_frames(path: str, frames: int) -> dict[str, int]:
 
 
 def whole_file(path: str, frames: int) -> np.ndarray:
-    """Returns the wanted frames of plainly decoding all of them."""
+    """Decodes all frames and returns the wanted ones."""
     import av
 
     with av.open(path) as container:
@@ -299,7 +299,7 @@ def measure(
 
     for path in paths:
         ours = None
-        for name in list(connections):  # not timed: imports, the file into memory
+        for name in list(connections):  # not timed: this imports modules and caches the file
             elapsed, clip = ask(name, path, True)
             if elapsed is None:
                 continue

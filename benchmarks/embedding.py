@@ -5,14 +5,14 @@ transformers and sentence-transformers, in one run.
     python benchmarks/embedding.py [DIRECTORY] [--size base] [--clips 24] [--frames 8] [--repeats 3] [--device cuda]
                                    [--json FILE]
 
-All read the same videos (without DIRECTORY, clips of 10 seconds and 256p are generated), take the same evenly spaced
-frames of each, and embed them with the same CLIP with random weights. The embedding of a video is the mean over its
-frames.
+All of them read the same videos (without DIRECTORY, clips of 10 seconds and 256p are generated), take the same evenly
+spaced frames of each, and embed them with the same CLIP with random weights. The embedding of a video is the mean over
+its frames.
 
 | | |
 |---|---|
 | ours | `VideoIndex.update` with one window per video, which also hashes the files and writes the index |
-| ours, one process | the same, without other processes that decode |
+| ours, one process | the same, without worker processes for decoding |
 | transformers | its `load_video`, `CLIPImageProcessor` and `CLIPModel`, eight videos per batch |
 | sentence-transformers | `SentenceTransformer.encode` on the frames, which transformers' `load_video` reads |
 
@@ -51,7 +51,7 @@ class Ours:
         with tempfile.TemporaryDirectory() as folder:
             # Windows are longer than the videos, so that each video is one window.
             index = VideoIndex.create(Path(folder) / "index", str(self.checkpoint), 600, 600, self.frames)
-            start = time.perf_counter()  # the others have also loaded their models before
+            start = time.perf_counter()  # the others have already loaded their models, too
             index.update(videos, num_workers=self.workers)
             seconds = time.perf_counter() - start
             return seconds, np.concatenate([index.vectors(video) for video in videos])

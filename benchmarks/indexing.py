@@ -5,10 +5,10 @@ Measures where `region-learner index` spends its time, and how long 1,000 hours 
                                   [--workers N] [--json FILE]
 
 DIRECTORY contains videos; without it, clips of 256p are generated (see benchmarks/decoding.py). Weights are random,
-which does not change the time. `--size base` is a CLIP with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
-`small` 6 layers of width 384 at 112 pixels. First, the parts run separately in this process, one video after the
-other: hashing, decoding with the transforms, and the model. Then `VideoIndex.update` does all of this, with processes
-that decode.
+which does not change the time. `--size base` is a CLIP model with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
+and `small` has 6 layers of width 384 at 112 pixels. First, the parts run separately in this process, one video after
+the other: hashing, decoding with the transforms, and the model. Then `VideoIndex.update` does all of this, decoding in
+other processes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SIZES = {
 
 
 def save_checkpoint(directory: Path, size: str) -> None:
-    """Saves a CLIP of the given size with random weights, and its processor."""
+    """Saves a CLIP model of the given size with random weights, and its processor."""
     torch.manual_seed(0)
     pixels = 224 if size == "base" else 112
     tokenizer = train_tokenizer(["a dog runs in a park", "a red car"], 200, 64)

@@ -3,12 +3,12 @@ Measures time and memory of retrieval metrics in both directions, compared with 
 
     python benchmarks/metrics.py [--large] [--dim 256] [--repeats 3] [--threads N] [--json FILE]
 
-10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos of 1 to 9 captions; `--large` adds 100,000 texts
-with 1,000,000 videos, whose matrix of scores would take 400 GB. Each case runs in its own process, on the same
-embeddings: float32, L2-normalized. Before times are compared, results are. The plain implementation is straightforward
-NumPy code. It runs in float32, in which ranks can differ because of the last bits of scores, and in float64, in which
-ranks are equal. Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak memory is for the
-whole process, including imports and embeddings, and "added" is what the metrics add to it.
+The cases are 10,000 texts with 10,000 videos, and 10,000 texts with 2,000 videos that have 1 to 9 captions each.
+`--large` adds 100,000 texts with 1,000,000 videos, whose matrix of scores would take 400 GB. Each case runs in its own
+process, on the same embeddings (float32, L2-normalized). Results are compared before times. The plain implementation
+is straightforward NumPy code. It runs in float32, in which ranks can differ because of the last bits of scores, and in
+float64, in which ranks are equal. Times are medians. "CPU s" adds up all threads, and depends less on other load. Peak
+memory is for the whole process, including imports and embeddings, and "added" is what the metrics add to it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 
 from region_learner.evaluation import retrieval_metrics
 
-# Numbers of texts and videos, and the implementations that are compared with ours.
+# Numbers of texts and videos, and the implementations to compare.
 CASES = {
     "pairs": (10_000, 10_000, ("ours", "plain float32", "plain float64")),
     "captions": (10_000, 2_000, ("ours", "plain float32", "plain float64")),
@@ -53,7 +53,7 @@ def embeddings(case: str, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def plain_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Returns the ranks for `scores` (queries, gallery), where `relevant` marks the right entries."""
+    """Returns the ranks for `scores` (queries, gallery), where `relevant` marks the correct entries."""
     best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
     return 1 + (scores > best).sum(1) + ((scores == best).sum(1) - 1) / 2
 
@@ -137,7 +137,7 @@ def main():
         ours = results["ours"]["metrics"]
         for name, result in results.items():
             for key, value in result["metrics"].items():
-                # A rank that differs in float32 for one of a thousand texts would be noticed.
+                # Small enough to notice a rank that differs for one of a thousand texts in float32.
                 allowed = 1e-9 if name == "plain float64" else 1e-3 * abs(ours[key])
                 if abs(value - ours[key]) > allowed:
                     raise SystemExit(f"{case}: {key} is {ours[key]}, with {name} {value}")

@@ -109,7 +109,7 @@ class Part:
             tensors |= dict(self.modules[implementation].named_buffers())
             results.append(tensors)
         ours, plain = fused(results[0]), results[1]
-        # In bfloat16, the two round in different places, and a feature between two codes may be assigned to either.
+        # In bfloat16, both round in different places, and a feature between two codes may be assigned to either.
         tolerance = 0.05 if self.options.dtype == "bf16" else 1e-3
         for name, expected in plain.items():
             difference = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-6)
@@ -217,7 +217,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: by autocast")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # of the process that measures memory
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # for the process that measures memory
     options = parser.parse_args()
     options.arguments = sys.argv[1:]
     if options.threads:

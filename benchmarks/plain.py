@@ -1,8 +1,8 @@
 """
 The method in straightforward PyTorch, written from the paper: vectorized, with softmax(QK^T)V written out along each
-axis, quantization by the whole matrix of distances and one-hot assignments, and a loop over regions.
+axis, quantization with the full distance matrix and one-hot assignments, and a loop over regions.
 
-Parameters have the same names as in the package, up to `fused`, so that the weights of one load into the other.
+Parameters have the same names as in the package, except for those that `fused` joins, so that weights can be copied.
 """
 
 import re
@@ -35,7 +35,7 @@ class PlainDividedAttention(nn.Module):
         query, key, value = (heads_of(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         cls = attention(query[:, :, :1], key, value)
 
-        def groups(x):  # (B, heads, groups, tokens of a group, D / heads)
+        def groups(x):  # (B, heads, groups, tokens per group, D / heads)
             x = x[:, :, 1:].unflatten(2, (frames, -1))
             return x.transpose(2, 3) if self.axis == "time" else x
 
@@ -187,7 +187,7 @@ class PlainVideoTower(nn.Module):
 
 
 def fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns `state` with queries, keys and values projected at once, as in the reference implementation."""
+    """Returns `state` with the projections of queries, keys and values joined, as in the reference implementation."""
     joined: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         name = re.sub(r"(interaction\.\d+)\.attention\.", r"\1.", name)
@@ -198,7 +198,7 @@ def fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def take_weights(plain: nn.Module, ours: nn.Module) -> nn.Module:
     result = plain.load_state_dict(fused(ours.state_dict()), strict=False)
-    parameters = fused(dict(ours.named_parameters()))  # ours has more buffers: those that find unused codes
+    parameters = fused(dict(ours.named_parameters()))  # ours has more buffers, to find unused codes
     extra = [key for key in result.unexpected_keys if key in parameters]
     if extra or result.missing_keys:
         raise RuntimeError(f"The two differ in weights: {extra}, {result.missing_keys}.")

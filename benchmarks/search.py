@@ -90,7 +90,7 @@ def exact_rows(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     return rows
 
 
-# --- Engines: `build(vectors, directory)`, and `load(vectors, directory)`, which returns `search(query, k)`. ---------
+# --- Engines: `build(vectors, directory)`, and `load(dim, directory)`, which returns `search(query, k)`. -------------
 
 
 class NumPy:

@@ -23,8 +23,8 @@ remaining float32 products use TF32.
 
 Columns: "of peak" is the model's arithmetic (`torch.utils.flop_counter`) per second, relative to a large matrix
 product in the same precision, in the same run; "products" is the time that the model's own matrix products and
-attention kernels take alone, at their shapes, relative to the whole: the median of this ratio over the turns (not for
-compiled models).
+attention kernels take alone, at their shapes, relative to the whole: the median of this ratio over the repetitions
+(not for compiled models).
 """
 
 import argparse
@@ -65,7 +65,7 @@ from model import machine
 from plain import PlainQuantizer, PlainVideoTower
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig
 
-# Video towers, text tower and the side of frames. "tiny" is for trying the script out.
+# Sizes of the video and text towers, and of frames. "tiny" is for trying out the script.
 SIZES = {
     "base": (
         {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -353,7 +353,7 @@ class Products:
         self.device, self.calls = runner.device, recorder.calls
 
     def seconds(self) -> float:
-        """Returns the time that they take alone."""
+        """Returns the time that these calls take alone."""
         times, total = 10 if self.device.type == "cuda" else 1, 0.0
         for (func, args, kwargs), count in self.calls.items():
             # Use other operands each time, as in the model: those of the last call would still be in the cache.

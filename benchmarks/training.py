@@ -64,7 +64,7 @@ def make_step(method: str, options: argparse.Namespace, frames: int):
     config = RegionLearnerConfig(video_config={"num_frames": frames, **video}, text_config=DistilBertConfig(**text))
     model = RegionLearnerModel(config).to(device).train()
     if method == "checkpointing":
-        enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.24
         (enable or model.gradient_checkpointing_enable)()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     size = config.video_config.image_size

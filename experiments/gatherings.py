@@ -1,8 +1,8 @@
 """Alternatives to learned queries that pool a clip into the same number of vectors. They are not part of the package.
 
 Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. All
-clips of the experiments have the same number of frames, so none of them takes a `frame_mask`. Nor do they know patch
-dropout.
+clips of the experiments have the same number of frames, so none of them uses the `frame_mask`. Patch dropout is not
+supported either.
 """
 
 import torch
@@ -69,7 +69,7 @@ class RandomPatches(_Gathering):
 
 
 class Clusters(_Gathering):
-    """Each vector is a cluster, by k-means over the patches of each clip: the mean of its members in each frame."""
+    """Each vector is a k-means cluster of the patches of a clip: the mean of its members in each frame."""
 
     def attend(self, features, places, frame_mask):
         count, frames = self.queries.shape[1], features.shape[1]
@@ -80,7 +80,7 @@ class Clusters(_Gathering):
 
 
 class Convolution(_Gathering):
-    """Masks by a 3 x 3 convolution, as in the paper, with a softmax over the positions of a frame."""
+    """Masks come from a 3 x 3 convolution, as in the paper, with a softmax over the positions of a frame."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -119,14 +119,14 @@ class Slots(RegionLearnerQueries):
 
 
 class Tracking(RegionLearnerQueries):
-    """What `region_form="tracks"` does."""
+    """The tracks of `region_form="tracks"`, unchanged."""
 
     def __init__(self, config):
         super().__init__(RegionLearnerVideoConfig.from_dict(config.to_dict() | {"region_form": "tracks"}))
 
 
 class Anchored(Tracking):
-    """As [`Tracking`], but the places of the queries are the same in all frames."""
+    """Like [`Tracking`], but the places of the queries are the same in all frames."""
 
     def _follow(self, scores, places, frame_mask):
         far = (self.anchors[:, None].float() - places).square().sum(-1).clamp(max=_MAX_SQUARED_DISTANCE)  # (S, h * w)
@@ -134,7 +134,7 @@ class Anchored(Tracking):
 
 
 class TrackingHeads(Tracking):
-    """As [`Tracking`], but the path of a region has the centers of all heads, not only of their mean."""
+    """Like [`Tracking`], but the path of a region has the centers of all heads, not only of their mean."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -147,8 +147,8 @@ class TrackingHeads(Tracking):
 
 class TracksAndCells(Tracking):
     """
-    As [`Tracking`], but half of the heads pool the cell of the grid in which the track begins. The other half follows
-    the mean of all heads of [`Tracking`]. Masks and paths are means of tracks and cells.
+    Like [`Tracking`], but half of the heads pool the cell of the grid in which the track begins. The other half
+    follows the mean of all heads of [`Tracking`]. Masks and paths are means of tracks and cells.
     """
 
     def attend(self, features, places, frame_mask):

@@ -3,7 +3,7 @@ Writes the tables of docs/evidence.md, and its figures, from the recorded runs.
 
     python -m experiments.render
 
-A table is between `<!-- table: WORDS -->` and `<!-- end of table -->`; the words say which table it is. Figures of
+Each table is between `<!-- table: WORDS -->` and `<!-- end of table -->`, where WORDS choose the table. Figures of
 region masks are only redrawn if `runs/masks`, which is not under version control, exists.
 """
 
@@ -48,7 +48,7 @@ _MAXIMA = (
     "decoupled_motion",
 )
 
-# What the first section answers: a question, and the two rows whose difference answers it.
+# The findings of the first section: a description, and the two rows whose difference is shown.
 _VECTOR_FINDINGS = [
     ("the region module in the `paper` form, added to Frozen in Time", "paper", "frozen"),
     ("the region module in the `decoupled` form, added to Frozen in Time", "decoupled", "frozen"),
@@ -119,7 +119,7 @@ def _word_findings() -> str:
     by_setting = [read_runs(RUNS / f"{setting}_words.jsonl") for setting in settings]
 
     def cell(values: list[float]) -> str:
-        return mean_cell(values, sign="+") if len(values) > 2 else ""  # without an interval, nothing is found
+        return mean_cell(values, sign="+") if len(values) > 2 else ""  # fewer values give no interval
 
     lines = [
         [text, *(cell(differences(found, one, other)) for found in by_setting)] for text, one, other in _WORD_FINDINGS

@@ -91,7 +91,7 @@ _NONE: dict[str, Any] = {"codebook_size": 0, "num_regions": 0, "interaction_laye
 
 _SIZES: dict[str, Any] = {"codebook_size": 256, "num_regions": 8, "interaction_layers": 1, "interaction_heads": 4}
 
-# As in the paper, except for the codebook, which moves slowly and revives unused codes.
+# The form of the paper, except for the codebook, which moves slowly and revives unused codes.
 _PAPER: dict[str, Any] = _SIZES | {"region_form": "paper"}
 
 # The default form. Its options repeat those of the configuration on purpose: the recorded runs were made with these
@@ -390,7 +390,7 @@ _SHAPES: dict[str, Any] = _CLIPS | {"test_unseen": 0, "fps": 4, "objects": 4, "d
 SETTINGS: dict[str, Setting] = {
     "shapes": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS),
     "letters": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS),
-    # Half of the training, because after all of it the best models can hardly be distinguished.
+    # Half as many epochs, because the best models can hardly be distinguished after full training.
     "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
     "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
     # More and smaller objects, and more patches: a cell of a coarse grid often contains several objects.

@@ -1,4 +1,4 @@
-"""Statistics of runs (means with 95 % intervals, differences paired by seed), and tables of them in Markdown."""
+"""Statistics of runs (means with 95 % intervals, differences paired by seed), and Markdown tables of them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from .settings import Row
 
 METRIC = "t2v_R@1"
-_LAST = 4  # number of entries of a run's `loss`, which are 200 steps
+_LAST = 4  # the last entries of a run's `loss`, which cover 200 steps
 _REFERENCES = {
     "kmeans": "k-means on the features of decoupled",
     "cls_attention": "CLS attention of decoupled, one mask per head",
@@ -28,7 +28,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return mean, None
-    from scipy.stats import t as student_t  # not needed if there are only runs and no tables
+    from scipy.stats import t as student_t  # only needed for tables
 
     return mean, float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
@@ -146,7 +146,7 @@ def differences_of(entries: Sequence[dict[str, Any]], name: str, other: str) -> 
 
 
 def contrast_table(entries: Sequence[dict[str, Any]], contrasts: Iterable[tuple[str, str]]) -> str | None:
-    """Returns the differences in R@1 of pairs of rows as a table; None if `entries` have none of the pairs."""
+    """Returns the differences in R@1 of pairs of rows as a table; None if `entries` contain none of the pairs."""
     labels = {entry["row"]: entry["label"] for entry in entries}
     lines = []
     for name, other in contrasts:

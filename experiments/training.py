@@ -1,4 +1,4 @@
-"""One run: a small dual encoder that is trained from scratch on clips in memory, and then measured."""
+"""A single run, which trains a small dual encoder from scratch on clips in memory, and then measures it."""
 
 import os
 import platform
@@ -62,9 +62,9 @@ def train_and_measure(
     Args:
         seed: seed of the weights, and of the order and sampling of the data.
         corpus: the directory where [`prepare`] put the decoded clips.
-        use_cpu: whether to leave a GPU unused.
+        use_cpu: whether to run on the CPU even if there is a GPU.
         masks_to: an .npz file for the region masks of a few clips during training.
-        data_seed: another seed for the order and sampling of the data.
+        data_seed: a separate seed for the order and sampling of the data.
         weights_to: a .safetensors file for the weights after the last step.
 
     Returns:

@@ -48,7 +48,7 @@ def measure(
         `row`, `seed` and `weights`, a digest of the file. In percent: `single`, R@1 of the single vectors; with
         `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `unseen`, the same
         for combinations of shape and color that training does not have (`moving_shapes`); `exchanged` and
-        `exchanged_reranked`, the share of pairs of captions that are distinguished, over all and by aspect; with
+        `exchanged_reranked`, the share of pairs of captions that are distinguished, overall and by aspect; with
         `token_dim`, `where`, see [`grounding_accuracy`].
     """
     train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         for weights in sorted((options.output / "weights" / options.setting).glob(f"{row.name}-*.safetensors")):
             seed = int(weights.stem.rpartition("-")[2])
-            if weights.stem != f"{row.name}-{seed}":  # they belong to a row whose name begins in the same way
+            if weights.stem != f"{row.name}-{seed}":  # weights of another row whose name starts the same way
                 continue
             recorded = done.get((row.name, seed), "")
             if recorded and recorded != _digest(weights):

@@ -1,4 +1,4 @@
-"""Shared by all tests: the `--slow` tier, tiny models, and where data beside the project lies."""
+"""Code shared by all tests: the `--slow` tier, tiny models, and the location of the shared data."""
 
 import dataclasses
 import gc
@@ -25,13 +25,13 @@ FIXTURES = ROOT / "tests" / "fixtures" / "original"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # the fast tier runs in several processes
-os.fsync = os.fstat  # refuses the same descriptors, and does not wait for the disk: no test cuts the power
+os.fsync = os.fstat  # fails for the same descriptors but does not wait for the disk; no test cuts the power
 
 
 def preload_for_all_tests(modules: list[str], **options):
     """
-    In place of `set_forkserver_preload`. A test process has one fork server, and what that has not imported when it
-    starts takes each process that it forks several seconds: it imports what the processes of all tests need.
+    Replaces `set_forkserver_preload`, so that the fork server imports what the processes of all tests need. A test
+    process has one fork server. Each process that it forks would take seconds to import what the server has not.
     """
     needed = ["tests.toy_run", "region_learner.corpora.check", "region_learner.corpora.prepare"]
     needed += ["region_learner.search.reading", "region_learner.video_decoding_region_learner"]
@@ -45,8 +45,8 @@ preload_for_all_tests([])
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """
-    Libraries and tests are a million objects, and visiting them again and again would take a third of the time:
-    `accelerate` collects garbage before each training run. They are frozen: later collections leave them out.
+    Freezes the objects of libraries and tests, so that later garbage collections skip them. There are a million, and
+    visiting them would take a third of the time, because `accelerate` collects garbage before each training run.
     """
     gc.disable()
     try:
@@ -61,7 +61,7 @@ def pytest_runtest_teardown(item, nextitem):
     try:
         return (yield)
     finally:
-        if nextitem is not None and nextitem.path != item.path:  # what the tests of that file have imported
+        if nextitem is not None and nextitem.path != item.path:  # freezes what the tests of this file have imported
             gc.collect()
             gc.freeze()
 
@@ -109,7 +109,7 @@ def tiny_text_config(**options) -> DistilBertConfig:
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random weights of a size that makes every part matter: no zero-initialized branch hides a mistake."""
+    """Sets random weights, large enough that every part matters: no zero-initialized branch hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -133,13 +133,13 @@ def checkpoint_activations(model) -> None:
 
 
 def checkpointing_argument() -> str:
-    """The name of the training argument that turns it on."""
+    """Returns the name of the training argument that turns on activation checkpointing."""
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
 def tiny_model(seed: int = 0, text=None, **options) -> RegionLearnerModel:
-    """A dual encoder; `options` with the names of top-level fields go there, others to the video configuration."""
+    """Returns a dual encoder. `options` set top-level fields or, under other names, the video configuration."""
     top = {name: options.pop(name) for name in list(options) if name in RegionLearnerConfig.__dataclass_fields__}
     torch.manual_seed(seed)
     config = RegionLearnerConfig(

@@ -1,4 +1,4 @@
-"""Small files that stand for very much: made byte by byte, as no encoder writes them."""
+"""Small files that claim to contain very much, made byte by byte because no encoder writes them."""
 
 import struct
 
@@ -13,7 +13,7 @@ def full_box(name: bytes, *parts: bytes, flags: int = 0) -> bytes:
 
 
 def replace_boxes(data: bytes, new: dict[bytes, bytes], inside=(b"moov", b"trak", b"mdia", b"minf", b"stbl")) -> bytes:
-    """An MP4 with boxes of these names replaced, wherever they are, and all sizes put right."""
+    """Returns an MP4 with the boxes of these names replaced, wherever they are, and all sizes updated."""
     out, start = b"", 0
     while start + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, start)
@@ -27,7 +27,7 @@ def replace_boxes(data: bytes, new: dict[bytes, bytes], inside=(b"moov", b"trak"
 
 
 def samples_without_bytes(video: bytes, count: int) -> bytes:
-    """An MP4 whose tables tell of `count` frames of one byte each, all in one chunk."""
+    """Returns an MP4 whose tables claim `count` frames of one byte each, all in one chunk."""
     numbers = struct.pack
     return replace_boxes(
         video,
@@ -43,7 +43,7 @@ def samples_without_bytes(video: bytes, count: int) -> bytes:
 
 
 def fragment_without_bytes(video: bytes, count: int) -> bytes:
-    """An MP4 with a fragment that tells of `count` frames, and has none."""
+    """Returns an MP4 with a fragment that claims `count` frames but has none."""
     extends = box(b"mvex", full_box(b"trex", struct.pack(">IIIII", 1, 1, 1, 1, 0)))
     moov = video.index(b"moov") - 4
     size = int.from_bytes(video[moov : moov + 4], "big")
@@ -54,7 +54,7 @@ def fragment_without_bytes(video: bytes, count: int) -> bytes:
 
 
 def large_gif(width: int, height: int) -> bytes:
-    """A GIF whose only frame has one pixel; the rest of its screen stays as it is."""
+    """Returns a GIF with a screen of this size, whose only frame has one pixel."""
     screen = struct.pack("<6sHHBBB", b"GIF89a", width, height, 0x80, 0, 0) + bytes([0, 0, 0, 255, 255, 255])
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     return screen + frame + b";"

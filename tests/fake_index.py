@@ -1,4 +1,4 @@
-"""A small index with the interface of `VideoIndex`, whose model is the mean color of a span: words name colors."""
+"""A small index with the interface of `VideoIndex`, which compares spans by their color; texts are names of colors."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ FPS = 10
 
 
 def write_colors(path: Path, *names: str, seconds: float = 4.0, size: tuple[int, int] = (48, 64)) -> Path:
-    """Writes a video that shows one color after another, each for so many seconds, with a square that moves."""
+    """Writes a video that shows one color after another, each for `seconds`, with a moving square."""
     frames = []
     for name in names:
         for number in range(round(seconds * FPS)):
@@ -32,9 +32,11 @@ def write_colors(path: Path, *names: str, seconds: float = 4.0, size: tuple[int,
 
 class FakeIndex:
     """
+    Stands in for `VideoIndex`.
+
     Args:
-        folder: where its videos lie.
-        spans: by path within the folder, the spans that can be found.
+        folder: the directory of the videos.
+        spans: the spans that can be found, by path within the folder.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """
-Runs scripts in processes as fresh as those of `python -c` that import `transformers` in two seconds instead of six:
-they are forked from a process that has imported PyTorch and torchvision, and nothing that reads settings of the Hub.
+Runs scripts in processes that are as fresh as those of `python -c`, but import `transformers` in two seconds instead
+of six. They are forked from a process that has imported PyTorch and torchvision, but nothing that reads settings of
+the Hub.
 """
 
 import json
@@ -58,9 +59,9 @@ def run_fresh(
     Runs Python code as `python -c` does, and returns its exit code and what it printed.
 
     Args:
-        isolated: as with `python -I`; otherwise modules are found where this process finds them.
-        environment: all environment variables; by default those of this process.
-        cwd: its working directory; by default that of this process.
+        isolated: whether to run as with `python -I`. Otherwise, modules are found where this process finds them.
+        environment: all environment variables; by default, those of this process.
+        cwd: the working directory; by default, that of this process.
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
@@ -72,7 +73,7 @@ def run_fresh(
         try:
             print(json.dumps(job), file=server.stdin, flush=True)
             code = int(server.stdout.readline())
-        except BaseException:  # such as the timeout of a test: the next one gets another server
+        except BaseException:  # such as the timeout of a test; the next call starts a new server
             server.kill()
             _server.cache_clear()
             raise
@@ -81,6 +82,6 @@ def run_fresh(
 
 
 def run_script(command: list[str], env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
-    """In place of `subprocess.run`, where the package runs a script of its own with `python -I`."""
+    """Replaces `subprocess.run` where the package runs one of its scripts with `python -I`."""
     assert command[:2] == [sys.executable, "-I"]
     return run_fresh(Path(command[2]).read_text(encoding="utf-8"), *command[3:], environment=env)

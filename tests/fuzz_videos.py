@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 
 from region_learner.video_decoding_region_learner import VideoDecodeError, any_metadata, read_clip
 
-SECONDS = 20  # of the processor, for one case
-STUCK = 300  # seconds, whatever it waits for: other work may keep the processor
+SECONDS = 20  # of CPU time, for one case
+STUCK = 300  # seconds of wall-clock time for one case: other work may keep the CPU busy
 MEMORY = 2**30  # bytes that reading may add to the process
 
 Digest = tuple[tuple[int, ...], str]  # the shape of a frame, and a hash
@@ -42,7 +42,7 @@ def truncate(data: bytearray, rng: np.random.Generator):
 
 
 def lie(data: bytearray, rng: np.random.Generator):
-    """Sizes, numbers and durations that are absurd, near the beginning or the end, where headers are."""
+    """Writes absurd sizes, numbers and durations near the beginning or the end, where headers are."""
     for _ in range(rng.choice([1, 3])):
         region = min(4096, len(data) - 8)
         at = int(rng.integers(region)) + (len(data) - 8 - region if rng.random() < 0.5 else 0)
@@ -50,7 +50,7 @@ def lie(data: bytearray, rng: np.random.Generator):
 
 
 def boxes(data: bytes, start: int, end: int) -> list[tuple[int, int]]:
-    """Boxes of MP4, one beside another: where each begins and ends."""
+    """Returns where each of the consecutive MP4 boxes of a range begins and ends."""
     found = []
     while start + 8 <= end:
         size = int.from_bytes(data[start : start + 4], "big")
@@ -62,7 +62,7 @@ def boxes(data: bytes, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def swap(data: bytearray, rng: np.random.Generator):
-    """Two boxes of MP4, at the top or within one; of other containers two pieces."""
+    """Swaps two MP4 boxes, at the top level or within another box, or two pieces of another container."""
     chosen = boxes(bytes(data), 0, len(data))
     while chosen and rng.random() < 0.7:
         start, end = chosen[rng.integers(len(chosen))]
@@ -95,16 +95,17 @@ MUTATIONS = (flip, flip, truncate, lie, lie, swap, remove, blank)
 
 def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
     """
-    Digests of the frames that plainly decoding all of the file gives; after damage, from the next key frame on again.
-    With `skip` "NONREF", of those alone that others refer to: what is noticed in the rest is not noticed then.
+    Returns digests of the frames that plainly decoding the whole file gives. After damage, decoding continues at the
+    next key frame. With `skip="NONREF"`, only frames that others refer to are decoded, and damage to the rest is not
+    noticed.
     """
     digests = set()
     if path.suffix in PICTURES:
         try:
             return {digest(np.array(Image.open(path).convert("RGB")))}
-        except UnidentifiedImageError:  # FFmpeg may read it, with other roundings
+        except UnidentifiedImageError:  # FFmpeg may read it, with different rounding
             pass
-        except Exception:  # whatever Pillow makes of it
+        except Exception:  # Pillow raises all kinds of errors on damaged files
             return digests
     try:
         container = av.open(str(path), **any_metadata())
@@ -125,7 +126,7 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
                 frames = decoded(packet)
                 if frames is None:
                     damaged = True
-                    frames = decoded(stream.codec_context) or []  # what was held back to put it in order
+                    frames = decoded(stream.codec_context) or []  # frames held back for reordering
                     stream.codec_context.flush_buffers()
                 for frame in frames:
                     if not frame.is_corrupt:
@@ -136,7 +137,7 @@ def intact_frames(path: Path, skip: str = "DEFAULT") -> set[Digest]:
 
 
 def decoded(what) -> list | None:
-    """The frames of a packet, or those that a decoder still holds; None where it finds something damaged."""
+    """Returns the frames of a packet, or those that a decoder still holds. Returns None if it finds damage."""
     errors = av.logging.get_last_error()[0]
     try:
         frames = what.decode()
@@ -150,13 +151,13 @@ def digest(image: np.ndarray) -> Digest:
 
 
 def is_of(image: np.ndarray, whole: set[Digest]) -> bool:
-    """Whether a frame is one of `whole`, turned or mirrored in whichever way: damage may be to what says so."""
+    """Returns whether a frame is in `whole`, rotated or mirrored in any way: the orientation may be damaged, too."""
     turned = (np.rot90(form, turns) for form in (image, image[::-1]) for turns in range(4))
     return any(digest(form) in whole for form in turned)
 
 
 def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> dict:
-    """What came of some frames of a file: frames, or an error. `whole`: digests of those of the undamaged one."""
+    """Reads some frames and reports on them or on the error. `whole` has the digests of the undamaged frames."""
 
     def choose(metadata):
         return sorted(rng.integers(metadata.total_num_frames, size=4).tolist())
@@ -170,15 +171,15 @@ def read_damaged(path: Path, whole: set[Digest], rng: np.random.Generator) -> di
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-    # Some damage no decoder notices, and what it makes of it depends on where it began: nothing can be said of that.
+    # Decoders miss some damage, and what they then return depends on where they began, so it cannot be checked.
     noticed = intact_frames(path) <= whole and intact_frames(path, "NONREF") <= whole
     invented = sum(not is_of(image, whole) for image in clip) if noticed else None
-    # (No frame of the sources is black.)
+    # No frame of the sources is black.
     return {"frames": len(clip), "invented": invented, "black": sum(int(image.max()) < 8 for image in clip)}
 
 
 def peak() -> int:
-    """Bytes that the process has held at most. (`getrusage` has the peak of the parent, too.)"""
+    """Returns the peak memory of the process in bytes. (`getrusage` would include the peak of the parent.)"""
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 

@@ -1,4 +1,4 @@
-"""What processes do in `test_processes.py`. Nothing is imported that takes long, as that would count as their work."""
+"""The work of processes in `test_processes.py`. Slow imports are avoided, because they would count as work."""
 
 import os
 import signal

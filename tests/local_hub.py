@@ -1,4 +1,4 @@
-"""A Hub of one's own: the part of huggingface.co's HTTP interface that pushing and loading models needs, in memory."""
+"""A local Hub: the part of huggingface.co's HTTP interface that pushing and loading models needs, in memory."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".mp4")
 
 @dataclass
 class Repository:
-    """A repository: `commits` holds all files of each commit, in the order in which they were made."""
+    """A repository. `commits` maps the id of each commit to all of its files, oldest commit first."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -38,18 +38,19 @@ class Repository:
         return commit_id
 
     def resolve(self, revision: str) -> str | None:
-        """The commit id of a branch, or of itself."""
+        """Returns the id of the commit that a branch or a commit id names, or None."""
         return self.branches.get(revision, revision if revision in self.commits else None)
 
 
 class LocalHub:
     """
     Serves repositories at `url`, a free port of this machine, until it is stopped. Anyone may read what is not
-    private; writing takes a token of `tokens`, and goes to repositories of `USER` alone. Use it as a context manager.
+    private; writing requires a token in `tokens`, and only repositories of `USER` can be written to. Use it as a
+    context manager.
 
-    `repositories` are models by their names, and Spaces by `spaces/` and their names. `quota` limits the bytes of
-    large files. `faults` are answers to requests such as "POST /api/repos/create", by patterns of them: a status and a
-    message, or None for a connection that breaks in the middle of the request.
+    `repositories` has models by name, and Spaces by `spaces/` and their name. `quota` limits the total bytes of large
+    files. `faults` maps patterns of requests such as "POST /api/repos/create" to the answer: a status and a message,
+    or None for a connection that breaks in the middle of the request.
     """
 
     def __init__(self):
@@ -83,13 +84,13 @@ class LocalHub:
             "HF_TOKEN_PATH": str(directory / "token"),
         }.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # which keeps another Hub
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it may belong to another Hub
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        # Broken connections are tried again, without the waiting.
+        # Retries after broken connections do not wait.
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
     def stop(self):
-        """Refuses connections from now on. Once stopped, it stays so."""
+        """Refuses connections from now on. The server cannot be started again."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -134,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _RequestError(*fault)
             for methods, pattern, action in _ROUTES:
                 if self.command in methods and (match := re.fullmatch(pattern, path)):
-                    # Uploads go to a signed address, and anyone may ask whether a card is valid.
+                    # Uploads go to a signed URL, and anyone may check whether a card is valid.
                     if self.command not in ("GET", "HEAD") and action not in (_Handler.upload, _Handler.validate_card):
                         self._check_token()
                     with self.hub.lock:
@@ -254,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_card(self):
         self._send_json({"errors": [], "warnings": []})
 
-    # Pushing: which files go where, the large ones, then the commit
+    # Pushing: upload modes, then large files, then the commit
 
     def preupload(self, repo: str, revision: str):
         _, present = self._files(repo, revision)
@@ -262,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers = []
         for name in (file["path"] for file in json.loads(self.body)["files"]):
             answer = {"path": name, "uploadMode": "lfs" if _is_large(name) else "regular", "shouldIgnore": False}
-            if name in present:  # clients leave out what has not changed
+            if name in present:  # clients skip unchanged files
                 answer["oid"] = _sha256(present[name]) if _is_large(name) else _git_hash(present[name])
             answers.append(answer)
         self._send_json({"files": answers})

@@ -1,4 +1,4 @@
-"""A slow, literal implementation of the method, independent of the package, with which its model is compared."""
+"""A slow, literal implementation of the method, independent of the package. Tests compare the model with it."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ def _softmax_attention(queries, keys, values, scale):
 
 
 def divided_attention(x, layer, frames, patches, axis):
-    """One clip, one query at a time. `x`: (1 + frames * patches, D)."""
+    """Computes divided attention for one clip `x` (1 + frames * patches, D), one query at a time."""
     heads, width = layer.num_heads, x.shape[-1] // layer.num_heads
     projections = (layer.q_proj, layer.k_proj, layer.v_proj)
     qkv = [F.linear(x, projection.weight, projection.bias) for projection in projections]
@@ -37,7 +37,7 @@ def divided_attention(x, layer, frames, patches, axis):
 
 
 def tokens(model, clip):
-    """Patch, space and time embeddings of one clip (T, C, H, W): (1 + T * N, D)."""
+    """Returns the sums of patch, space and time embeddings, (1 + T * N, D), of one clip (T, C, H, W)."""
     e, p = model.embeddings, model.config.patch_size
     weight, bias = e.patch_embedding.weight.flatten(1), e.patch_embedding.bias
     rows = [e.cls_token[0, 0] + e.position_embeddings[0, 0]]
@@ -52,7 +52,7 @@ def tokens(model, clip):
 
 
 def encoder(model, clip, kept=None):
-    """Tokens of one clip after the last block. `kept`: numbers of the patches of each frame that are not left out."""
+    """Returns the tokens of one clip after the last block. `kept` are indices of the patches kept in each frame."""
     x = tokens(model, clip)
     frames = len(clip)
     if kept is not None:
@@ -69,7 +69,7 @@ def encoder(model, clip, kept=None):
 
 
 def _conv3x3(features, conv, h, w, kept):
-    """(n, D) to (n, out): a 3 x 3 convolution with zeros around and for what is not kept, one position at a time."""
+    """Computes a 3 x 3 convolution, (n, D) to (n, out), with zeros outside the grid and for patches not in `kept`."""
     grid = features.new_zeros(h + 2, w + 2, features.shape[-1])
     for n, feature in zip(kept, features):
         grid[1 + n // w, 1 + n % w] = feature
@@ -83,8 +83,8 @@ def _conv3x3(features, conv, h, w, kept):
 
 def region_module(module, features, h, w, kept=None):
     """
-    `features`: (T, N, D) of one clip, or (T, n, D) of its `kept` patches. Returns regions (T * S, D), masks (T, S, N),
-    codes (T, N), and the loss if masks are shares of positions.
+    Computes the region module for the `features` (T, N, D) of one clip, or (T, n, D) of its `kept` patches. Returns
+    regions (T * S, D), masks (T, S, N), codes (T, N), and the loss if masks are shares of positions.
     """
     kept = range(h * w) if kept is None else kept
     x, ids, content = features, None, features
@@ -148,13 +148,13 @@ def region_module(module, features, h, w, kept=None):
 
 
 def _normalized(content):
-    """Of each feature (..., D), what is left of its mean over its channels, over its standard deviation."""
+    """Normalizes each feature (..., D) by the mean and the standard deviation of its channels."""
     centered = content.double() - content.double().mean(-1, keepdim=True)
     return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
 def _softmax_gather(share, content, sharpness):
-    """One region (D,) of one frame's `share` (N,) and `content` (N, D): channel by channel, as logarithms."""
+    """Computes a region (D,) from a frame's `share` (N,) and `content` (N, D), channel by channel, in logarithms."""
     normalized = _normalized(content)
     scale = (normalized.var(0, correction=0).mean() + 1e-6).sqrt()
     channels = []
@@ -167,8 +167,8 @@ def _softmax_gather(share, content, sharpness):
 
 def region_loss(shares, content):
     """
-    The squared distances of normalized features, (T, N, D), to the means of their regions, `shares` (T, S, N), over
-    those to the mean of all.
+    Returns the squared distances of the normalized features (T, N, D) to the means of their regions, weighted by
+    `shares` (T, S, N), divided by the squared distances to the mean of all features.
     """
     features = _normalized(content)
     within = 0
@@ -184,7 +184,7 @@ def _pooled(z, pooling):
 
 
 def _late_fusion(model, clip, h, w, kept):
-    """Frames encoded one by one; only regions (and motion) know of more than one."""
+    """Encodes frames one by one; only regions (and motion) depend on more than one frame."""
     encoded = torch.stack([encoder(model, frame[None], kept) for frame in clip])  # (T, 1 + N, D)
     states = encoded[:, 1:]
     if model.region_module.quantizer or model.region_module.aggregation:
@@ -202,7 +202,7 @@ def _late_fusion(model, clip, h, w, kept):
 
 
 def video_feature(model, clip, kept=None):
-    """The whole video tower on one clip, or on its `kept` patches: (D,)."""
+    """Returns the feature (D,) of one clip, or of its `kept` patches, computed by the whole video tower."""
     h, w = clip.shape[-2] // model.config.patch_size, clip.shape[-1] // model.config.patch_size
     if model.config.resolved.temporal_fusion != "attention":
         return _late_fusion(model, clip, h, w, kept)

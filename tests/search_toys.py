@@ -1,4 +1,4 @@
-"""Small checkpoints and videos for tests of the search, and what tests compare of its indexes."""
+"""Small checkpoints and videos for search tests, and functions that read what these tests compare."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from .test_backbones import save_family
 
 WORDS = ["a", "red", "blue", "green", "square", "circle", "moves", "left", "right", "up", "down", "slowly", "quickly"]
 QUERIES = ["a red square moves left", "blue circle", "down quickly"]
-LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}  # of videos, in seconds
+LENGTHS = {"a.mp4": 3, "b.mp4": 14, "sub/c.mp4": 5, "sub/d.mp4": 11.5, "e.mp4": 1}  # of the videos, in seconds
 FPS = 4
 FRAMES = 4
 _QUERIES = {"region_form": "queries", "num_regions": 5, "region_layer": 1, "codebook_size": 0, "interaction_layers": 0}
@@ -29,8 +29,8 @@ _OPTIONS: dict[str, tuple[dict, dict]] = {
 
 def save_checkpoint(kind: str, folder: Path) -> Path:
     """
-    Saves a random small model: "space_time", the divided ViT with regions; "words", with tokens as well, which are
-    those of regions that gather whole clips; "patches", with tokens of patches; or a family of `test_backbones`.
+    Saves a small random model: "space_time", the divided ViT with regions; "words", with tokens of regions that pool
+    whole clips; "patches", with tokens of patches; or a family of `test_backbones`.
     """
     if kind not in _OPTIONS:
         save_family(kind, folder)
@@ -68,12 +68,12 @@ def make_videos(folder: Path, lengths: Mapping[str, float] = LENGTHS) -> Path:
 
 
 def counts(report: Any) -> dict[str, int]:
-    """How many files a report lists, under each of its headings that has any."""
+    """Returns how many files a report lists under each of its headings, without empty ones."""
     return {name: len(paths) for name, paths in vars(report).items() if paths}
 
 
 def content(index: Any) -> dict[str, Any]:
-    """Everything that an index stores about each video, regardless of the order of the rows."""
+    """Returns everything that an index stores about each video, regardless of the order of the rows."""
     vectors = index._current_view().vectors
     return {
         record.video.path: (

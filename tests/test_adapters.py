@@ -1,4 +1,4 @@
-"""Checkpoints of a run with low-rank adapters: whatever loads one gets the model that was trained, or refuses."""
+"""Tests of checkpoints with low-rank adapters: whatever loads one gets the trained model, or an error."""
 
 import json
 import math
@@ -21,7 +21,7 @@ peft = pytest.importorskip("peft")
 
 
 class KeepStates(TrainerCallback):
-    """The model after each step, as it is in memory."""
+    """Keeps a copy of the model's weights after each step."""
 
     def __init__(self):
         self.states: dict[int, dict[str, torch.Tensor]] = {}
@@ -31,7 +31,7 @@ class KeepStates(TrainerCallback):
 
 
 class Evaluated(RegionLearnerTrainer):
-    """Evaluates to what a test says, at each step."""
+    """Returns preset metric values, one per step."""
 
     values = (3.0, 1.0, 2.0)
 
@@ -44,7 +44,7 @@ def adapted(base):
 
 
 def trained(folder, **arguments):
-    """A run of three steps from a saved base, best at the second; the base, the Trainer, and its states."""
+    """Returns the Trainer of a three-step run from a saved base, and its states. The second step is the best."""
     base = tiny_model(learn_temperature=True, loss="sigmoid", temporal_fusion="linear")
     base.save_pretrained(folder / "base")
     options = {"max_steps": 3, "learning_rate": 0.02, "save_strategy": "steps", "save_steps": 1, **arguments}
@@ -78,7 +78,7 @@ def outputs(model):
 
 
 def in_memory(folder, state):
-    """The trained model itself."""
+    """Returns the trained model, from its state in memory."""
     model = adapted(AutoModel.from_pretrained(folder / "base"))
     model.load_state_dict(state)
     return model
@@ -102,14 +102,14 @@ def test_a_checkpoint_loads_as_a_plain_model(run, step):
         assert not torch.equal(model.state_dict()[name], other.state_dict()[name]), name
 
 
-def test_what_evaluates_loads_all_of_a_checkpoint(run, monkeypatch):
+def test_evaluation_loads_the_whole_checkpoint(run, monkeypatch):
     folder, _, states = run
     monkeypatch.setattr("region_learner.loading.load_processor", lambda name, text_config: None)
     model, _ = load_checkpoint(str(folder / "run" / "checkpoint-2"), "retrieval")
     assert_same_outputs(model, in_memory(folder, states[2]))
 
 
-def test_peft_loads_all_of_the_adapters(run):
+def test_peft_loads_all_adapters(run):
     folder, _, states = run
     base = AutoModel.from_pretrained(folder / "base")
     model = peft.PeftModel.from_pretrained(base, folder / "run" / "checkpoint-2" / "adapter")
@@ -119,7 +119,7 @@ def test_peft_loads_all_of_the_adapters(run):
 
 
 def test_the_best_checkpoint_is_loaded_whole(tmp_path):
-    """Adapters of the best step go with positions, scale, bias and codebook of the best step."""
+    """Adapters, positions, scale, bias and codebook are all those of the best step."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "t2v_MeanR", "eval_strategy": "steps",
             "eval_steps": 1}  # fmt: skip
     trainer, states = trained(tmp_path, **best)
@@ -140,7 +140,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
 
 
 def as_earlier_versions_saved(trainer, folder):
-    """Adapters in the checkpoint itself, and what PEFT leaves out in a file beside them."""
+    """Saves adapters in the checkpoint itself, and what PEFT leaves out in a file beside them."""
     trainer.model.save_pretrained(folder)
     beside = {name: p.detach() for name, p in trainer.model.named_parameters()
               if p.requires_grad and "lora_" not in name and "modules_to_save" not in name}  # fmt: skip
@@ -167,8 +167,8 @@ def test_adapters_of_another_model_are_refused(run):
         load_adapters(other, folder / "run" / "checkpoint-1" / "adapter")
 
 
-def test_what_is_learned_beside_adapters_moved(run):
-    """Or the tests above would compare initial values."""
+def test_weights_learned_beside_adapters_change(run):
+    """Unless these weights change, the tests above compare initial values."""
     folder, _, states = run
     before = AutoModel.from_pretrained(folder / "base").state_dict()
     assert float(states[3]["base_model.model.logit_scale"]) != pytest.approx(float(before["logit_scale"]))

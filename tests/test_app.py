@@ -1,4 +1,4 @@
-"""The app of an index: what it answers, and what it refuses to anybody who asks over HTTP."""
+"""Tests for the search app: its answers, and the HTTP requests that it refuses."""
 
 import io
 import json
@@ -20,7 +20,7 @@ httpx = pytest.importorskip("httpx")
 from region_learner.search import guard  # noqa: E402
 from region_learner.search.app import Answers, Query, build_app, hit_of, kind_of, serving  # noqa: E402
 
-# Gradio counts requests, which nothing here reads, with deprecated options of pandas.
+# Gradio's request statistics use deprecated options of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
 
 NO_FILTERS = ("", 0, 12)
@@ -42,7 +42,7 @@ def picture(tmp_path) -> Path:
 
 
 def last(values) -> tuple:
-    """The last value of each component, as a browser has them in the end."""
+    """Returns the final value of each component, as a browser would show it."""
     state: list = [None] * 7
     for number, update in enumerate(values):
         skipped = [isinstance(value, dict) and set(value) == {"__type__"} for value in update]
@@ -63,7 +63,7 @@ def test_words_find_spans(index):
     assert "likely, 95%" in results
     assert "unlikely, 5%" in results
     assert not panel.visible
-    assert file is None  # what was dropped is not the query any more
+    assert file is None  # a dropped file is no longer the query
 
 
 def test_hits_come_before_their_pictures(index):
@@ -72,7 +72,7 @@ def test_hits_come_before_their_pictures(index):
     assert first[3].count("<button") == 3
 
 
-def test_no_words_are_no_query(index):
+def test_an_empty_text_is_not_a_query(index):
     assert list(Answers(index).to_words("  ", *NO_FILTERS)) == []
 
 
@@ -89,14 +89,14 @@ def test_filters(index):
     assert "<button" not in results
 
 
-def test_folders_are_found_by_the_names_that_are_shown(tmp_path):
+def test_folders_are_found_by_their_displayed_names(tmp_path):
     write_colors(tmp_path / "new\nyear/green.mp4", "green")
     answers = Answers(FakeIndex(tmp_path, {"new\nyear/green.mp4": [(0.0, 4.0)]}))
     assert list(answers.folders) == [r"new\nyear"]
     assert len(last(answers.to_words("green", r"new\nyear", 0, 12))[1]) == 1
 
 
-def test_nothing_matches_is_an_answer(index):
+def test_no_match_is_an_answer(index):
     _, hits, answer, *_ = last(Answers(index).to_words("a unicorn", *NO_FILTERS))
     assert len(hits) == 3
     assert "Probably nothing in this index matches “a unicorn”." in answer
@@ -114,7 +114,7 @@ def test_picture_and_clip_as_query(index, picture, tmp_path):
     assert hits[0].path == "home/green.mp4"
 
 
-def test_a_file_that_is_neither(index, tmp_path):
+def test_a_file_that_is_neither_image_nor_video(index, tmp_path):
     file = tmp_path / "<b>notes.txt"
     file.write_text("hello")
     query, hits, answer, *_ = last(Answers(index).to_file(str(file), *NO_FILTERS))
@@ -139,7 +139,7 @@ def test_more_like_this(index):
     assert index.searches[-1]["video"] == (index.source(hit.path), 0.0, 4.0)
     assert index.searches[-1]["k"] == 13
     assert len(hits) == 2
-    assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # it is not like itself
+    assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # the hit itself is left out
     assert "Probably nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer
     assert list(answers.to_more(None, *NO_FILTERS)) == []
 
@@ -159,7 +159,7 @@ def test_errors_are_answers(index, monkeypatch):
     query, hits, answer, *_ = last(Answers(index).to_words("red", *NO_FILTERS))
     assert "no folder &lt;trips&gt; in the index" in answer
     assert hits == []
-    assert query is not None  # so that other filters search for it again
+    assert query is not None  # so that changed filters repeat it
 
 
 def test_player(index):
@@ -181,7 +181,7 @@ def test_a_video_that_is_gone_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("data", [None, {}, [0], {"hit": -1}, {"hit": 3}, {"hit": "0"}, {"hit": True}, {"hit": None}])
-def test_only_numbers_of_hits_choose(data):
+def test_only_numbers_of_hits_are_accepted(data):
     assert hit_of(["a", "b", "c"], data) is None
     assert hit_of(["a", "b", "c"], {"hit": 2}) == "c"
 
@@ -229,7 +229,7 @@ def ask(client, name: str, *data) -> dict:
     raise AssertionError("no answer")
 
 
-def test_page_is_served_here_only(client, address):
+def test_page_is_served_locally_only(client, address):
     assert address.startswith("http://127.0.0.1:")
     assert client.get("/").status_code == 200
     config = client.get("/config").json()
@@ -312,7 +312,7 @@ def test_only_uploads_are_queries(client, index, address, path, function):
 
 
 def test_addresses_are_not_fetched(client, monkeypatch):
-    """Gradio would, from public ones: the answer must not depend on the network of the test."""
+    """Gradio would download files from public addresses; its function is replaced, so the test uses no network."""
     fetched = []
 
     async def fetch(address, **_):
@@ -352,7 +352,7 @@ def test_a_browser_cannot_choose_what_is_played(client, index):
         ("PUT", "/gradio_api/upload"),
     ],
 )
-def test_nothing_else_is_there(client, method, path):
+def test_other_endpoints_do_not_exist(client, method, path):
     answer = client.request(method, path)
     assert (answer.status_code, answer.text) == (404, "Not found.")
 

@@ -1,4 +1,4 @@
-"""The arguments of a run and their groups in `--help`, which need neither torch nor transformers."""
+"""Tests of the arguments of a run and their groups in `--help`, which need neither torch nor transformers."""
 
 import dataclasses
 import subprocess
@@ -12,7 +12,7 @@ from region_learner.training.arguments import ARGUMENT_GROUPS, DataArguments, Mo
 from region_learner.training.parsing import _CLASSES
 
 
-def test_the_groups_hold_every_argument_of_ours_once():
+def test_the_groups_contain_each_of_our_arguments_once():
     own = [
         item.name
         for kind in (ModelArguments, DataArguments, OwnTrainingArguments)
@@ -25,15 +25,15 @@ def test_the_groups_hold_every_argument_of_ours_once():
     assert set(shown) - set(own) <= inherited
 
 
-def test_every_argument_of_ours_has_a_sentence_of_help():
+def test_each_of_our_arguments_has_a_sentence_of_help():
     for kind in (ModelArguments, DataArguments, OwnTrainingArguments):
         for item in dataclasses.fields(kind):
             assert item.metadata["help"].endswith((".", "...")), item.name
             assert item.metadata["help"][0].isupper(), item.name
-    HfArgumentParser(_CLASSES).format_help()  # scripts of others make such parsers
+    HfArgumentParser(_CLASSES).format_help()  # scripts of users build such parsers
 
 
-def test_options_are_spelt_with_dashes_or_underscores():
+def test_options_are_spelled_with_dashes_or_underscores():
     dashes = ["--output-dir=there", "--per-device-train-batch-size", "7", "--video-config", '{"num_frames": 2}',
               "--data-dirs", "folder=here", "--max-unreadable=0.5", "--overwrite"]  # fmt: skip
     underscores = [
@@ -56,7 +56,7 @@ def test_options_are_spelt_with_dashes_or_underscores():
 
 
 def test_arguments_and_recipes_are_listed_without_torch():
-    """The package itself imports torch, so that its parents are stood in for."""
+    """Empty modules replace the parent packages, so that only the two modules and their imports are tested."""
     code = """
 import importlib.util, sys, types
 spec = importlib.util.find_spec("region_learner")

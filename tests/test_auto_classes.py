@@ -1,4 +1,4 @@
-"""The Auto classes of transformers on checkpoints, with the package and without it."""
+"""Tests of the Auto classes of transformers on checkpoints, with and without the package."""
 
 import json
 
@@ -35,7 +35,7 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def dual(tmp_path_factory):
-    """A dual encoder without a processor; a subfolder has it, too."""
+    """Returns a folder with a dual encoder without a processor, and one that has it in the subfolder `inside`."""
     folder = tmp_path_factory.mktemp("dual")
     for place in (folder / "root", folder / "holder" / "inside"):
         tiny_model().save_pretrained(place)
@@ -57,7 +57,7 @@ def test_a_checkpoint_lists_the_classes_of_all_heads(dual, tmp_path):
         **{auto.__name__: f"modeling_region_learner.{head.__name__}" for auto, head in HEADS.items()},
     }
     assert json.loads((dual[0] / "config.json").read_text())["auto_map"] == expected
-    for auto_class, head in HEADS.items():  # with the package, and the same when a head is saved
+    for auto_class, head in HEADS.items():  # with the package; the config of a saved head has the same classes
         model = auto_class.from_pretrained(dual[0], num_labels=3)
         assert type(model) is head
         model.save_pretrained(tmp_path / head.__name__)
@@ -65,7 +65,7 @@ def test_a_checkpoint_lists_the_classes_of_all_heads(dual, tmp_path):
     assert type(AutoModel.from_pretrained(dual[0])) is RegionLearnerModel
 
 
-def test_a_video_tower_lists_its_own(tower):
+def test_a_video_tower_lists_its_own_classes(tower):
     assert json.loads((tower / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_region_learner.RegionLearnerVideoConfig",
         "AutoModel": "modeling_region_learner.RegionLearnerVideoModel",
@@ -78,7 +78,7 @@ def test_the_processor_of_a_video_tower_is_its_video_processor(tower, tmp_path):
     assert type(processor) is RegionLearnerVideoProcessor
     assert processor.to_dict() == AutoVideoProcessor.from_pretrained(tower).to_dict()
     assert processor.num_frames == 2
-    # If a whole processor was saved with a tower, it is that one.
+    # If a processor with a tokenizer was saved with a tower, that one is loaded.
     tokenizer = train_tokenizer(["a caption"], 99, 32)
     tiny_video_model().save_pretrained(tmp_path)
     RegionLearnerProcessor(processor, tokenizer).save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ with open(f"{output}/found.json", "w") as file:
 
 
 def test_without_the_package(dual, tower, tmp_path):
-    """A new head on a dual encoder, the processor of a video tower, and the limit of `subfolder=`."""
+    """Heads of a dual encoder and the processor of a video tower load as remote code; `subfolder=` does not work."""
     paths = (*map(str, dual), str(tower), str(tmp_path))
     run_python(WITHOUT_PACKAGE, *paths, home=tmp_path / "home", HF_HUB_OFFLINE="1")
     found = json.loads((tmp_path / "found.json").read_text())

@@ -1,6 +1,6 @@
-"""Benchmarks: their true annotation files, stand-ins for those not at hand, and what bad input is told.
+"""Tests of the benchmark corpora, on real annotation files, stand-ins for the others, and damaged files.
 
-Videos are empty files: nothing is decoded.
+Videos are empty files, because nothing is decoded.
 """
 
 import csv
@@ -64,7 +64,7 @@ def test_every_benchmark_is_listed():
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_nothing_there(name, tmp_path):
+def test_missing_data_is_reported(name, tmp_path):
     split = "test" if name in ("msrvtt_mc", "vitatecs") else "train"
     with pytest.raises(CorpusError, match=f"corpus '?{name}.* needs data_dir="):
         load_corpus(name, split=split)
@@ -77,12 +77,12 @@ def test_nothing_there(name, tmp_path):
         load_corpus(name, tmp_path, split="trian")
 
 
-# --- What all of them do, shown on MSVD ----------------------------------------------------------------------
+# --- Behavior shared by all benchmarks, shown on MSVD --------------------------------------------------------
 
 
 @pytest.fixture
 def msvd(tmp_path, caplog):
-    """Four videos, of which the list for testing names three; published sizes are warned of and then forgotten."""
+    """A directory with four videos, three of which are in the test list."""
     root = tmp_path / "msvd"
     captions = {"-a_1_2": [" one ", "two"], "b_3_4": ["", "three", "  "], "c.d_5_6": ["four"], "other": ["no"]}
     write(root / "captions_msvd.json", json.dumps(captions))
@@ -219,7 +219,7 @@ def test_finding_videos(tmp_path, there, wanted, found):
         assert videos.missing == {path} == {str(tmp_path / "videos" / f"{wanted}.mp4")}
 
 
-def test_the_first_directory_counts(tmp_path):
+def test_the_first_directory_wins(tmp_path):
     touch(tmp_path, ["videos/all/x.avi", "videos/x.mp4", "y.mp4"])
     videos = VideoFiles(tmp_path, None, ["videos/all", "videos"])
     assert videos.find("x.mp4", "here") == str(tmp_path / "videos/all/x.avi")
@@ -231,7 +231,7 @@ def test_the_first_directory_counts(tmp_path):
 
 @pytest.fixture(scope="module")
 def msrvtt_videos(tmp_path_factory):
-    """The ten thousand, once for all tests."""
+    """A directory with all 10,000 videos of MSR-VTT, made once for all tests."""
     directory = tmp_path_factory.mktemp("videos")
     touch(directory, [f"video{n}.mp4" for n in range(10_000)])
     return directory
@@ -239,7 +239,7 @@ def msrvtt_videos(tmp_path_factory):
 
 @pytest.fixture
 def msrvtt(annotations, msrvtt_videos, tmp_path):
-    """The true lists, in the directories of the release; captions of 60 videos."""
+    """The real lists, in the directories of the release, and captions of 60 videos."""
     lists = "high-quality/structured-symlinks"
     names = [path.name for path in (annotations / "msrvtt").iterdir()]
     copy(annotations / "msrvtt", tmp_path / lists, *[name for name in names if name.endswith(".txt")])
@@ -270,7 +270,7 @@ def test_msrvtt_1k_a_test_pairs(msrvtt, annotations, caplog):
         assert load_corpus("msrvtt", msrvtt, "test", protocol=name).to_list() == dataset.to_list()
 
 
-# Captions for every video, as no file at hand has them.
+# Writes captions for every video; the annotation files of the tests have only some.
 def write_whole_captions(msrvtt):
     sentences = [
         {"caption": f"{text} {n}", "video_id": f"video{n}", "sen_id": 0} for text in "ab" for n in range(10_000)
@@ -317,7 +317,7 @@ def test_msrvtt_train_and_test_share_no_video(msrvtt):
 
 
 @pytest.mark.parametrize("layout", ["MSR_VTT.json", "MSRVTT_data.json"])
-def test_msrvtt_true_captions(msrvtt, annotations, caplog, layout):
+def test_msrvtt_real_captions(msrvtt, annotations, caplog, layout):
     (msrvtt / "annotation" / "MSR_VTT.json").unlink()
     copy(annotations / "msrvtt", msrvtt / "annotation", layout)
     dataset = load_corpus("msrvtt", msrvtt, "test", protocol="full")
@@ -327,7 +327,7 @@ def test_msrvtt_true_captions(msrvtt, annotations, caplog, layout):
 
 
 def test_msrvtt_first_release(tmp_path, caplog):
-    """Two files, whose own splits are used if there are no lists."""
+    """The first release has two files, and their own splits are used if there are no lists."""
     for name, entries in {"train_val": {1: "train", 2: "validate"}, "test": {7010: "test"}}.items():
         data = {
             "info": {},
@@ -382,7 +382,7 @@ def test_msrvtt_csv_with_other_columns(tmp_path):
 # --- MSVD, DiDeMo, LSMDC -------------------------------------------------------------------------------------
 
 
-def test_msvd_true_files(annotations, tmp_path, caplog):
+def test_msvd_real_files(annotations, tmp_path, caplog):
     copy(annotations / "msvd", tmp_path, "captions_msvd.json", *[f"{s}_list.txt" for s in ("train", "val", "test")])
     captions = json.loads((tmp_path / "captions_msvd.json").read_text())
     whole = {
@@ -395,7 +395,7 @@ def test_msvd_true_files(annotations, tmp_path, caplog):
         assert dataset["video_id"][:] == lines(annotations / "msvd" / f"{split}_list.txt")
         assert dataset.num_rows == size
         assert dataset["captions"][:] == [whole[name] for name in dataset["video_id"]]
-    assert sum(len(texts) for texts in captions.values()) / len(captions) > 40  # all of them are kept
+    assert sum(len(texts) for texts in captions.values()) / len(captions) > 40  # no caption is dropped
     assert not caplog.records
 
 
@@ -419,7 +419,7 @@ def test_msvd_other_caption_files(msvd):
     assert load_corpus("msvd", msvd, "test")["captions"][:] == [["a dog, brown", "a pet"]]
 
 
-def test_didemo_true_files(annotations, tmp_path, caplog):
+def test_didemo_real_files(annotations, tmp_path, caplog):
     copy(annotations / "didemo", tmp_path / "data", "test_data.json", "test_list.txt")
     listed = lines(annotations / "didemo" / "test_list.txt")
     paragraphs = defaultdict(list)
@@ -433,13 +433,13 @@ def test_didemo_true_files(annotations, tmp_path, caplog):
     assert dataset["video"][:] == [str(tmp_path / "videos" / name) for name in expected]
     assert dataset["video_id"][:] == [name.rpartition(".")[0] for name in expected]
     assert max(len(texts) for texts in paragraphs.values()) > 1
-    (record,) = caplog.records  # the list is whole; its captions are not
+    (record,) = caplog.records  # the list is complete, but the captions are not
     assert f"{len(listed) - len(expected)} videos without a caption" in record.message
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 8392), ("val", 1065)])
-def test_didemo_true_lists(annotations, tmp_path, caplog, split, size):
-    """Every name is found: as released, with a second extension, or as an .mp4 instead."""
+def test_didemo_real_lists(annotations, tmp_path, caplog, split, size):
+    """Every video is found, whether its file has the released name, a second extension, or .mp4 instead."""
     names = lines(annotations / "didemo" / f"{split}_list.txt")
     copy(annotations / "didemo", tmp_path, f"{split}_list.txt")
     write(tmp_path / f"{split}_data.json", json.dumps([{"video": name, "description": name} for name in names]))
@@ -637,7 +637,7 @@ def test_lsmdc_mc(tmp_path):
 
 
 ASPECTS = ("Direction", "Intensity", "Sequence", "Localization", "Compositionality", "Type")
-# One pair of each aspect, as the authors' README describes the fields.
+# One pair per aspect, with the fields that the authors' README describes.
 PAIRS = {
     aspect: {
         "src_dataset": ("MSRVTT", "VATEX")[number % 2],
@@ -652,7 +652,7 @@ PAIRS = {
 
 @pytest.fixture
 def vitatecs(tmp_path):
-    """The six files as in the repository, with a pair each, and empty videos."""
+    """The six files of the original repository, with one pair each, and empty videos."""
     root = tmp_path / "vitatecs"
     for aspect, pair in PAIRS.items():
         write(root / "data" / f"{aspect}.jsonl", json.dumps(pair) + "\n")
@@ -680,7 +680,7 @@ def test_vitatecs(vitatecs, caplog):
     rows = load_corpus("vitatecs", vitatecs, "test").to_list()
     assert rows == with_aspect
     assert Counter(row["aspect"] for row in rows)["type"] == 300
-    assert 110 < sum(row["answer"] for row in rows) < 190  # either position, by chance
+    assert 110 < sum(row["answer"] for row in rows) < 190  # both positions are about equally frequent
 
 
 @pytest.mark.parametrize(
@@ -713,7 +713,7 @@ def test_vitatecs_without_some_videos(vitatecs, tmp_path, caplog):
     assert len(load_corpus("vitatecs", vitatecs, "test", video_dir=tmp_path / "elsewhere")) == 6
 
 
-def test_vitatecs_that_is_damaged(vitatecs):
+def test_vitatecs_damaged(vitatecs):
     for name, value, message in [
         ("src_dataset", "msvd", "line 1: 'src_dataset' must be MSRVTT or VATEX, not 'msvd'"),
         ("video_name", " ", "line 1: 'video_name' must be a string that is not blank"),
@@ -735,7 +735,7 @@ def test_vitatecs_that_is_damaged(vitatecs):
 
 
 @pytest.mark.parametrize("fold", [1, 2, 3])
-def test_hmdb51_true_file(annotations, tmp_path, caplog, fold):
+def test_hmdb51_real_file(annotations, tmp_path, caplog, fold):
     copy(annotations / "hmdb51", tmp_path, "hmdb51.csv")
     with (tmp_path / "hmdb51.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -748,7 +748,7 @@ def test_hmdb51_true_file(annotations, tmp_path, caplog, fold):
         names = dataset.features["label"].int2str(dataset["label"][:])
         assert names == [row["label"][:-5].replace("_", " ") for row in chosen]
         assert dataset["captions"][:] == [[name] for name in names]
-        # Of each class 70 videos are for training and 30 for testing.
+        # Each class has 70 training videos and 30 test videos.
         expected = {"train": 70, "test": 30}[split]
         whole = [name for name, count in Counter(names).items() if count == expected]
         assert len(whole) >= 3
@@ -787,7 +787,7 @@ def test_hmdb51_damaged(tmp_path):
 
 
 def test_ucf101(annotations, tmp_path, caplog):
-    """All classes of the true label map, one video of each."""
+    """All classes of the real label map are loaded, with one video per class and split."""
     classes = lines(annotations / "label_maps" / "ucf101_label_map.txt")
     assert len(classes) == 101
     for use, group in {"train": "08", "test": "01"}.items():
@@ -814,7 +814,7 @@ def test_ucf101(annotations, tmp_path, caplog):
         load_corpus("ucf101", tmp_path, "test", fold=2)
 
 
-def test_class_order_is_that_of_the_label_maps(annotations):
+def test_class_order_matches_the_label_maps(annotations):
     for name in ("hmdb51", "ucf101"):
         classes = lines(annotations / "label_maps" / f"{name}_label_map.txt")
         assert sorted(classes, key=str.lower) == classes
@@ -845,7 +845,7 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
-def test_webvid_true_file(annotations, tmp_path):
+def test_webvid_real_file(annotations, tmp_path):
     copy(annotations / "webvid", tmp_path / "metadata", "test_webvid.csv")
     with (annotations / "webvid" / "test_webvid.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -879,7 +879,7 @@ def test_webvid_layouts(tmp_path, name, layout):
 
 
 def test_webvid_rows(tmp_path, caplog):
-    """Blank captions, quotes and line breaks, words that look like nothing, a video named twice, missing videos."""
+    """Rows may have blank captions, quotes, line breaks, words like "null", repeated videos, and missing videos."""
     names = {"1": 'a "b",\nc', "2": "  ", "3": " null ", "4": "NA", "5": "gone", "6": "gone too"}
     write_csv(tmp_path / "train.csv", [*(webvid_row(*item) for item in names.items()), webvid_row("1", "again")])
     touch(tmp_path / "videos/000001_000050", [f"{n}.mp4" for n in range(1, 5)])
@@ -927,7 +927,7 @@ def test_webvid_damaged(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_webvid_names_its_file(tmp_path):
+def test_webvid_file_can_be_chosen(tmp_path):
     for name, caption in {"results_2M_train.csv": "two", "results_10M_train.csv": "ten", "part.csv": "part"}.items():
         write_csv(tmp_path / name, [webvid_row("1", caption)])
     touch(tmp_path, ["1.mp4"])
@@ -961,7 +961,7 @@ def crc(url):
 )
 @pytest.mark.parametrize("header", ["", "caption\turl\n"])
 def test_cc3m_lists(tmp_path, caplog, name_of, header):
-    """The first row counts, unless somebody added a header; quotes are characters."""
+    """The first row is data unless it is a header, and quotes are ordinary characters."""
     text = "".join(f"{text}\t{url}\n" for text, url in zip(TEXTS, URLS))
     write(tmp_path / "Train_GCC-training.tsv", header + text)
     touch(tmp_path / "training", [name_of(n) for n in range(4)])
@@ -977,7 +977,7 @@ def test_cc3m_lists(tmp_path, caplog, name_of, header):
     assert load_corpus("cc3m", tmp_path, max_missing=1).num_rows == 3
 
 
-def test_cc3m_splits_have_directories_of_their_own(tmp_path):
+def test_cc3m_splits_have_their_own_directories(tmp_path):
     write(tmp_path / "Validation_GCC-1.1.0-Validation.tsv", f"a\t{URLS[0]}\n")
     touch(tmp_path, [f"training/{crc(URLS[0])}", f"validation/{crc(URLS[0])}"])
     assert load_corpus("cc3m", tmp_path, "val")["video"][:] == [str(tmp_path / "validation" / crc(URLS[0]))]
@@ -1014,7 +1014,7 @@ def test_cc3m_img2dataset(tmp_path, form, directory):
     img2dataset_shard(root, "00000", ["success", "failed_to_download", "success"], form)
     img2dataset_shard(root, "00001", ["success"], form)
     options = {"video_dir": "elsewhere"} if directory == "elsewhere" else {}
-    if form == "parquet":  # tells of the failed one
+    if form == "parquet":  # it lists the failed download, too
         with pytest.raises(CorpusError, match=r"1 of 4 video files .*00000/000000001.jpg"):
             load_corpus("cc3m", tmp_path, **options)
         options["max_missing"] = 1
@@ -1045,7 +1045,7 @@ def test_cc3m_img2dataset_damaged(tmp_path):
         load_corpus("cc3m", tmp_path)
 
 
-def test_warnings_are_those_of_the_package(msvd, caplog):
+def test_warnings_come_from_the_package(msvd, caplog):
     with caplog.at_level(logging.WARNING):
         load_corpus("msvd", msvd, "test")
     assert {record.name.split(".")[0] for record in caplog.records} == {"region_learner"}

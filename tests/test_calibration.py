@@ -1,4 +1,4 @@
-"""Probabilities of hits, against a naive version and by how they have to behave."""
+"""Tests of the probabilities of hits: against a naive version, and for the properties that they must have."""
 
 import math
 
@@ -32,7 +32,7 @@ def best_of(windows: np.ndarray, query: np.ndarray, k: int = 10) -> np.ndarray:
 
 
 def probabilities(query, windows, neutral, k=10, scale=SCALE):
-    """The probabilities of the best hits in an index that is known as a whole."""
+    """Returns the probabilities of the best hits in an index whose windows are all known."""
     chance = score_by_chance(windows, neutral, len(windows))
     return hit_probabilities(query, best_of(windows, query, k), windows, chance, len(windows), scale)
 
@@ -43,7 +43,7 @@ def rng() -> np.random.Generator:
 
 
 def naive_probabilities(query, hits, sample, neutral, windows, scale):
-    """Loops over numbers, for samples that are the whole index, or `windows` larger than they are."""
+    """Computes probabilities in loops, for a `sample` that has all or only some of the `windows` of an index."""
 
     def dot(a, b):
         return sum(float(x) * float(y) for x, y in zip(a, b))
@@ -75,9 +75,9 @@ def test_equals_a_naive_version(rng, seen, windows):
     for scale in (5.0, 20.0, 100.0):
         index, query, neutral = unit(rng, seen, 8), unit(rng, 8), unit(rng, 6, 8)
         hits = best_of(index, query, 4)
-        if windows > seen:  # the best ones are seldom in the sample
+        if windows > seen:  # the best ones are rarely in the sample
             hits = np.concatenate([near(rng, np.stack([query, query]), 0.5), hits])
-            hits = best_of(np.concatenate([hits, hits[:1]]), query, 5)  # with a copy
+            hits = best_of(np.concatenate([hits, hits[:1]]), query, 5)  # with a duplicate
         chance = score_by_chance(index, neutral, windows)
         found = hit_probabilities(query, hits, index, chance, windows, scale)
         assert found.dtype == np.float64
@@ -93,7 +93,7 @@ def test_probabilities_do_not_depend_on_the_number_of_hits(rng):
     assert (np.diff(many) <= 0).all()
 
 
-def test_neutral_texts_are_many_different_ones():
+def test_neutral_texts_are_many_and_distinct():
     texts = neutral_texts()
     assert len(set(texts)) == len(texts) == 128
     assert {"a penguin ironing a shirt", "a penguin selling ice cream in a library"} <= set(texts)
@@ -119,7 +119,7 @@ def test_the_score_by_chance_of_a_sample_is_extrapolated(rng):
     assert sizes == sorted(sizes)
 
 
-def test_a_share_of_a_sample_is_that_of_the_index(rng):
+def test_a_share_estimated_from_a_sample_is_that_of_the_index(rng):
     windows = unit(rng, 20_000, 32)
     differences = []
     for query in unit(rng, 20, 32):
@@ -138,7 +138,7 @@ def test_no_hit_is_likelier_than_the_one_before(rng):
         assert (np.diff(found) <= 0).all()
         assert (found >= 0).all()
         assert (found <= 1).all()
-    # Also of hits that are given in another order, as by an approximate search.
+    # This also holds for hits in another order, as from an approximate search.
     hits = best_of(windows, windows[0])[[1, 0, 2]]
     assert (np.diff(hit_probabilities(windows[0], hits, windows, 0.0, 60, SCALE)) <= 0).all()
 
@@ -243,7 +243,7 @@ def test_inputs_may_have_half_precision(rng):
     np.testing.assert_allclose(half, whole, atol=0.02)
 
 
-def test_clips_that_are_there_are_told_from_those_that_are_not(rng):
+def test_indexed_clips_are_told_from_absent_ones(rng):
     windows, neutral = unit(rng, 500, 24), unit(rng, 128, 24)
     there, gone = [], []
     for clip in range(100):
@@ -255,7 +255,7 @@ def test_clips_that_are_there_are_told_from_those_that_are_not(rng):
 
 
 def test_embeddings_without_meaning_are_unlikely(rng):
-    """As with an untrained model, whose embeddings are all nearly the same."""
+    """The embeddings of an untrained model, for example, are all nearly the same."""
     center = unit(rng, 1, 32)
     windows, neutral, queries = (near(rng, np.repeat(center, n, axis=0), 0.1) for n in (200, 128, 50))
     assert max(probabilities(query, windows, neutral)[0] for query in queries) < 0.05

@@ -1,4 +1,4 @@
-"""What a card says of one model and not of every model: where it comes from, energy, limits."""
+"""Tests of what a card says about its own model: where it comes from, its energy use and its limits."""
 
 import dataclasses
 import json
@@ -106,7 +106,7 @@ def test_energy_is_the_sum_of_the_runs(card, run):  # noqa: F811
         "b,0.5,2.0,France,EPYC,2,H100,3.1",
     ]
     (checkpoint / "emissions.csv").write_text(HEADER + "\n".join(rows))
-    text = card(MSVD, checkpoint=checkpoint)  # of run a, the later row includes the earlier
+    text = card(MSVD, checkpoint=checkpoint)  # the later row of run a includes the earlier one
     assert metadata(text)["co2_eq_emissions"] == {
         "emissions": 750.0, "source": "CodeCarbon 3.1", "geographical_location": "France", "hardware_used": "2 x H100",
     }  # fmt: skip
@@ -127,7 +127,7 @@ def test_energy_that_was_not_tracked(card, run):  # noqa: F811
         emissions_of(checkpoint)
 
 
-def test_the_draft_of_a_model_that_is_not_measured(run):  # noqa: F811
+def test_the_draft_of_a_model_without_results(run):  # noqa: F811
     checkpoint = run({"model": "openai/clip-vit-base-patch16", "corpus": "msvd"})
     text = draft_card(MSVD.model, checkpoint, "me/mine", license="mit")
     said = metadata(text)

@@ -1,4 +1,4 @@
-"""`corpus check` names what cannot be read, and only that."""
+"""Tests that `corpus check` names the videos that cannot be read, and only those."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def names(result) -> list[str]:
 
 
 def damage_packet(path: Path, number: int):
-    """Overwrites a packet, so that its units have impossible sizes."""
+    """Overwrites a packet so that its units have impossible sizes."""
     with av.open(str(path)) as container:
         packet = bytes([packet for packet in container.demux(video=0) if packet.size][number])
     data = path.read_bytes()
@@ -65,7 +65,7 @@ def test_a_row_without_a_video_is_named(folder):
 
 
 def test_damage_at_the_end_is_found(tmp_path):
-    """Which an evaluation that reads the first frames only would not see."""
+    """An evaluation that reads only the first frames would not notice such damage."""
     path = write_video(tmp_path / "0.mkv", frames=60)
     path.write_bytes(path.read_bytes()[:-1200])  # Matroska can be read up to where it ends
     assert check_corpus(rows_of([str(path)]))["videos"] == 1
@@ -89,7 +89,7 @@ def test_a_video_that_hangs_is_named(folder, monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
 def test_a_video_that_takes_too_much_memory_is_named(folder, tmp_path):
-    """A file of some KiB, whose frames have 100 MiB."""
+    """The file has some KiB, but takes 100 MiB when decoded."""
     Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
     rows = rows_of([str(tmp_path / "large.png"), str(folder / "3.mp4")])
     assert names(check_corpus(rows, workers=1)) == []

@@ -1,4 +1,4 @@
-"""Checkpoints whose files are damaged, and disks that are full while they are written."""
+"""Tests of checkpoints with damaged files, and of disks that fill up while checkpoints are saved."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def _lfs_pointer(path: Path):
     path.write_text(LFS_POINTER)
 
 
-def _directory(path: Path):  # as an unreadable file: the system refuses to open it, also for root
+def _directory(path: Path):  # stands for an unreadable file: even root cannot open it
     path.unlink()
     path.mkdir()
 
@@ -77,8 +77,8 @@ def test_damaged_files_are_refused_by_name(checkpoint, name, damage, message):
     damage(checkpoint / name)
     message = "^" + message.format(checkpoint / name, checkpoint)
     for load in (
-        lambda: load_checkpoint(str(checkpoint), None),  # of `regions`
-        lambda: load_checkpoint(str(checkpoint), "retrieval"),  # of `evaluate`
+        lambda: load_checkpoint(str(checkpoint), None),  # used by `regions`
+        lambda: load_checkpoint(str(checkpoint), "retrieval"),  # used by `evaluate`
         lambda: build_model(ModelArguments(model=str(checkpoint))),
         lambda: build_model(ModelArguments(model=str(checkpoint), video_config={"num_frames": 2})),
     ):
@@ -103,13 +103,13 @@ def test_weights_that_are_not_finite_are_refused(checkpoint, value, capsys):
     with pytest.raises(SystemExit) as end:
         main(["regions", str(checkpoint), str(checkpoint / "clip.mp4")])
     assert end.value.code == 2
-    *_, last = capsys.readouterr().err.splitlines()  # after bars of progress
+    *_, last = capsys.readouterr().err.splitlines()  # after progress bars
     assert last.startswith(f"region-learner: error: {checkpoint} has weights that are NaN or infinite")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with checkpoints after 2, 4 and 6 steps, and the states after each step."""
+    """Returns the folder of a run with checkpoints after 2, 4 and 6 steps, and the states after each step."""
     folder, states = tmp_path_factory.mktemp("trained"), KeepState()
     run(folder, callbacks=(states,), **OPTIONS)
     return folder, states.steps
@@ -138,7 +138,7 @@ def _zero_what_completes(checkpoint: Path):
         (lambda c: (c / "scheduler.pt").unlink(), "its file scheduler.pt is missing"),
     ],
 )
-def test_a_checkpoint_damaged_by_a_power_failure_is_passed_over(trained, tmp_path, caplog, damage, problem):
+def test_a_checkpoint_damaged_by_a_power_failure_is_skipped(trained, tmp_path, caplog, damage, problem):
     folder, states = trained
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoint-6")
@@ -154,7 +154,7 @@ def test_a_checkpoint_damaged_by_a_power_failure_is_passed_over(trained, tmp_pat
         run(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-4"), **OPTIONS)
 
 
-def test_copies_of_checkpoints_are_passed_over(trained, tmp_path):
+def test_copies_of_checkpoints_are_ignored(trained, tmp_path):
     for name in ("checkpoint-2", "checkpoint-4-best", "checkpoint-x"):
         shutil.copytree(trained[0] / "checkpoint-4", tmp_path / name)
     assert last_complete(tmp_path) == (str(tmp_path / "checkpoint-2"), {})
@@ -171,7 +171,7 @@ def test_checkpoints_without_checksums_still_count(trained, tmp_path):
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_resumed_from(trained, tmp_path):
-    """One of a version that saved such: it is complete, without checksums."""
+    """An earlier version could save such a checkpoint: it is complete, but without checksums."""
     folder = tmp_path / "checkpoint-4"
     shutil.copytree(trained[0] / "checkpoint-4", folder)
     weights = load_file(folder / "model.safetensors")
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed_from(trained, tmp_path):
 
 
 def test_everything_is_on_the_disk_before_a_checkpoint_is_complete(tmp_path, monkeypatch):
-    """Each file, its directory and that one's own name; the file that completes it only then."""
+    """Each file, the directory and its parent are synced before the file that completes the checkpoint."""
     synced: list[str] = []
     fsync = os.fsync
 
@@ -210,7 +210,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_is_complete(tmp_path, mon
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 16 MB."""
+    """Returns the directory of a file system of 16 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = (
@@ -226,7 +226,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk: Path, free: int):
-    """Leaves `free` bytes, in whole pages."""
+    """Fills the disk except for `free` bytes, rounded down to whole pages."""
     left = os.statvfs(disk)
     with open(disk / "filler", "wb") as file:
         file.write(bytes(left.f_bavail * left.f_frsize - free // 4096 * 4096))
@@ -276,7 +276,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(trained, small_disk, cut):
 
 
 def test_a_full_disk_while_the_final_model_is_saved(small_disk):
-    """The model that was there before stays."""
+    """The earlier model stays intact."""
     output_dir = small_disk / "run"
     options = {"max_steps": 2, "save": True}
     run(output_dir, **options)
@@ -293,7 +293,7 @@ def test_a_full_disk_while_the_final_model_is_saved(small_disk):
     assert after["model.safetensors"] != before["model.safetensors"]
 
 
-def test_weights_in_parts_go_when_the_new_ones_are_whole(tmp_path):
+def test_sharded_weights_are_removed_when_the_new_ones_are_complete(tmp_path):
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
     for name in (*names, "my_model.safetensors"):
         (tmp_path / name).write_text("{}")
@@ -311,7 +311,7 @@ def test_a_full_disk_while_a_report_is_written(small_disk, caplog):
     assert error.value.filename == str(results)
     assert json.loads(results.read_text()) == {"of": "before"}
     assert {path.name for path in small_disk.iterdir()} == {"results.json", "filler"}
-    # What was trained for hours is not lost for the list of unreadable videos.
+    # A run does not fail because the list of unreadable videos cannot be written.
     result = run(small_disk, bad=(3,), max_unreadable=1.0, max_steps=6, keep_result=False)
     assert len(result["log"]) == 6
     assert (

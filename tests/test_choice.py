@@ -1,4 +1,4 @@
-"""Which checkpoint is the best one: the direction belongs to the metric, and its name is checked before the run."""
+"""Tests of how the best checkpoint is chosen: by the direction of the metric, whose name is checked before the run."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def arguments(**options):
 
 
 def predictions(task, good: bool) -> EvalPrediction:
-    """Of 64 rows: right answers, or such as chance gives."""
+    """Returns predictions for 64 rows, all correct or at chance."""
     rng = np.random.default_rng(0)
     if task == "retrieval":
         videos = rng.standard_normal((64, 8)).astype(np.float32)
@@ -35,7 +35,7 @@ def predictions(task, good: bool) -> EvalPrediction:
 
 
 @pytest.mark.parametrize("task", GREATER_IS_BETTER)
-def test_the_table_has_what_evaluation_gives_and_its_directions(task):
+def test_the_table_has_all_metrics_and_their_directions(task):
     good, bad = (METRICS[task](predictions(task, is_good)) for is_good in (True, False))
     table = GREATER_IS_BETTER[task]
     assert good.keys() - {"questions", "out_of_vocabulary"} == table.keys() - {"loss"}
@@ -51,7 +51,7 @@ def test_names_with_prefixes():
     for name in ("t2v_R@10", "eval_t2v_R@1", "eval_unseen_v2t_gmean", "accuracy", "eval_top5"):
         assert greater_is_better(name) is True, name
     assert greater_is_better("my_score") is None
-    assert arguments(metric_for_best_model="my_score").greater_is_better  # as transformers has it
+    assert arguments(metric_for_best_model="my_score").greater_is_better  # the default of transformers
 
 
 def test_a_contradiction_is_refused():
@@ -63,7 +63,7 @@ def test_a_contradiction_is_refused():
 
 
 class Evaluated(RegionLearnerTrainer):
-    """Evaluates to what a test says, at each step."""
+    """Returns the metric values that a test sets, one per step."""
 
     metric, values = "", ()
 
@@ -102,8 +102,8 @@ def test_the_best_checkpoint_is_kept(tmp_path, metric, values, save_strategy):
 
 
 @pytest.mark.parametrize(("metric", "steps"), [("t2v_MeanR", 4), ("t2v_R@1", 2)])
-def test_early_stopping_goes_by_the_metric(tmp_path, metric, steps):
-    """Values that fall: the ranks become better, the recall worse."""
+def test_early_stopping_follows_the_metric(tmp_path, metric, steps):
+    """The values fall, so ranks get better and recall gets worse."""
     early = [EarlyStoppingCallback(early_stopping_patience=1)]
     trainer = trained(tmp_path, metric, [4, 3, 2, 1], early, **BY_STEP, load_best_model_at_end=True)
     assert trainer.state.global_step == steps
@@ -155,7 +155,7 @@ def test_evaluation_needs_data():
         check_evaluation(arguments(eval_strategy="epoch"), "retrieval", has_data=False)
 
 
-def test_metrics_of_several_data_sets_and_of_ones_own():
+def test_metrics_of_several_datasets_and_custom_metrics():
     check_evaluation(arguments(metric_for_best_model="eval_unseen_t2v_R@1"), "retrieval", True, ["seen", "unseen"])
     with pytest.raises(ValueError, match="did you mean 'seen_t2v_R@1' or 'unseen_t2v_R@1'"):
         check_evaluation(arguments(metric_for_best_model="t2v_R@1"), "retrieval", True, ["seen", "unseen"])
@@ -165,13 +165,13 @@ def test_metrics_of_several_data_sets_and_of_ones_own():
 def test_multiple_choice_is_chosen_by_accuracy():
     by_plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}
     found = arguments(**by_plateau)
-    assert found.lr_scheduler_kwargs == {"mode": "min"}  # of the loss
+    assert found.lr_scheduler_kwargs == {"mode": "min"}  # the direction of the loss
     set_best_model_metric(found, "multiple_choice")
     assert (found.metric_for_best_model, found.greater_is_better) == ("accuracy", True)
     assert found.lr_scheduler_kwargs == {"mode": "max"}
 
 
-def test_all_stages_are_checked_before_a_corpus_is_looked_for(tmp_path):
+def test_all_stages_are_checked_before_any_corpus_is_loaded(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages: [{num_frames: 1}, {num_frames: 2, metric_for_best_model: R@1}]")
     argv = [str(recipe), *TINY, f"--data_dir={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'run'}"]

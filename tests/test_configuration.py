@@ -1,4 +1,4 @@
-"""Configurations: every field by every way to set it, what is derived, older checkpoints, and what is refused."""
+"""Tests for configurations: every field in every way to set it, merged overrides, saved files, and invalid values."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ from region_learner.training.tokenizer import train_tokenizer
 from .conftest import NO_REGIONS, TINY_VIDEO, clips, tiny_text_config
 
 TEXT = {"model_type": "distilbert", "dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99}
-# Another value for each field of the video tower, with what else it needs.
+# A value other than the default for each field of the video tower.
 VIDEO_FIELDS = {
     "hidden_size": 64,
     "num_hidden_layers": 1,
@@ -89,7 +89,7 @@ TOP_FIELDS = {
     "token_loss_weight": 0.5,
     "initializer_range": 0.01,
 }
-# What fields need to have an effect.
+# The other fields that a field needs to have an effect.
 NEEDED: dict[str, dict] = {
     "sigmoid_bias": {"loss": "sigmoid"},
     "margin": {"loss": "max_margin"},
@@ -118,7 +118,7 @@ def test_every_field_is_tried():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint, with a processor and its tokenizer."""
+    """Returns the path of a checkpoint with a processor and its tokenizer."""
     path = tmp_path_factory.mktemp("checkpoint")
     tokenizer = train_tokenizer(["a red square moves left", "the blue circle"], 99, 16)
     RegionLearnerModel(config_of({})).save_pretrained(path)
@@ -134,7 +134,7 @@ def config_of(change, **more) -> RegionLearnerConfig:
 
 
 def chosen(config) -> dict:
-    """What a configuration says, without what transformers adds."""
+    """Returns the fields of a configuration, without those that transformers adds."""
     video = config.video_config
     fields = {name: getattr(config, name) for name in config.own_fields() - {"video_config", "text_config"}}
     of_video = {name: getattr(video, name) for name in video.own_fields()}
@@ -142,7 +142,7 @@ def chosen(config) -> dict:
 
 
 def shapes(model) -> dict:
-    """Shapes of all weights but those of the text encoder, whose vocabulary may be another one."""
+    """Returns the shapes of all weights except those of the text encoder, whose vocabulary may differ."""
     return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("text_model.")}
 
 
@@ -183,7 +183,7 @@ def test_every_field_means_the_same_however_it_is_set(change, checkpoint, tmp_pa
         assert (chosen(model.config), shapes(model)) == (chosen(expected), built)
         assert processor.video_processor.num_frames == expected.video_config.num_frames
 
-    # What was chosen is saved, and nothing else.
+    # Only the fields that were set are saved.
     expected.save_pretrained(tmp_path / "saved")
     again = RegionLearnerConfig.from_pretrained(tmp_path / "saved")
     assert chosen(again) == chosen(expected)
@@ -195,8 +195,8 @@ def test_every_field_means_the_same_however_it_is_set(change, checkpoint, tmp_pa
     assert of_video["codebook_decay"] == change.get("video_config", {}).get("codebook_decay")
 
 
-def test_overrides_of_a_saved_default_mean_what_they_say(tmp_path):
-    """Each by its outputs: those of the model whose configuration said so from the beginning."""
+def test_overrides_of_saved_defaults_take_effect(tmp_path):
+    """An overridden configuration gives the same outputs as one that was created with the value."""
     video_config = RegionLearnerVideoConfig(**TINY_VIDEO)
     video_config.save_pretrained(tmp_path)
     for change in ({"region_form": "paper"}, {"codebook_mode": "original"}, NO_REGIONS):
@@ -215,7 +215,7 @@ def test_overrides_of_a_saved_default_mean_what_they_say(tmp_path):
     assert RegionLearnerVideoConfig.from_pretrained(tmp_path, codebook_mode="original").resolved.codebook_decay == 0.1
 
 
-def test_null_takes_a_field_back_to_its_default(tmp_path):
+def test_null_resets_a_field_to_its_default(tmp_path):
     config_of({"video_config": {"num_regions": 2, "codebook_decay": 0.5, "region_options": {"pooling": "max"}}}
               ).save_pretrained(tmp_path)  # fmt: skip
     back = {"num_regions": None, "codebook_decay": None, "region_options": {"pooling": None}, "video_pooling": None}
@@ -257,7 +257,7 @@ def test_the_text_configuration_of_a_checkpoint_merges_too(checkpoint):
     assert (new_tower.video_config.hidden_size, new_tower.video_config.num_hidden_layers) == (96, 12)
 
 
-def test_what_transformers_writes_into_a_configuration_is_let_through(checkpoint, tmp_path):
+def test_fields_that_transformers_adds_are_accepted(checkpoint, tmp_path):
     saved = json.loads((checkpoint / "config.json").read_text())
     added = {
         "architectures": ["RegionLearnerModel"], "dtype": "bfloat16", "transformers_version": "5.17.0",
@@ -275,7 +275,7 @@ def test_what_transformers_writes_into_a_configuration_is_let_through(checkpoint
     overridden = AutoConfig.from_pretrained(tmp_path, video_config={"num_regions": 2}, attn_implementation="eager")
     assert (overridden.dtype, overridden.output_hidden_states) == (torch.bfloat16, True)
     assert overridden.video_config._attn_implementation == "eager"
-    # Options of a model, and of processors, which ask for the configuration, too.
+    # Options of models and processors, whose `from_pretrained` also loads the configuration.
     options = {
         "device_map": "cpu", "low_cpu_mem_usage": True, "use_safetensors": True, "weights_only": True,
         "dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, "key_mapping": None,
@@ -288,10 +288,10 @@ def test_what_transformers_writes_into_a_configuration_is_let_through(checkpoint
     assert AutoConfig.from_pretrained(checkpoint, use_fast=True).projection_dim == 16
 
 
-# What is refused
+# Invalid values
 
 
-def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
+def test_unknown_fields_are_refused_with_a_suggestion(checkpoint):
     near = "'num_regionz' is not a field of RegionLearnerVideoConfig; did you mean 'num_regions'?"
     of_video = "'num_regions' is not a field of RegionLearnerConfig, but of its video_config: pass video_config={'num_"
     option = "'pooling' is not a field of RegionLearnerVideoConfig, but a key of its region_options: pass region_opt"
@@ -335,7 +335,7 @@ def test_fields_that_do_not_exist_are_refused_with_the_nearest(checkpoint):
             call()
 
 
-def test_attributes_that_were_saved_with_a_configuration_are_left_out_with_a_warning(tmp_path, monkeypatch):
+def test_unknown_saved_fields_are_ignored_with_a_warning(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(configuration_region_learner.logger, "warning", lambda text, *args: said.append(text % args))
     config = config_of({})
@@ -349,7 +349,7 @@ def test_attributes_that_were_saved_with_a_configuration_are_left_out_with_a_war
 
 
 def test_fields_of_any_text_encoder_are_known():
-    """Also those that transformers renames or reads for older checkpoints."""
+    """Known fields include those that transformers renames, or reads from older checkpoints."""
     for fields in (
         {"model_type": "distilbert", "hidden_size": 16, "num_attention_heads": 2},
         {"model_type": "bert", "pad_token_id": 1, "use_cache": False},
@@ -387,7 +387,7 @@ WRONG = [
 
 @pytest.mark.parametrize("change", WRONG, ids=str)
 def test_values_out_of_range_are_refused(change, checkpoint):
-    """By every constructor, and when a model is built of a configuration that was changed field by field."""
+    """Such values are refused as overrides, and when a model is built from a changed configuration."""
     field, value = next(reversed(change.items()))
     while isinstance(value, dict):
         field, value = next(iter(value.items()))
@@ -460,7 +460,7 @@ def test_the_command_line_merges_into_the_mappings_of_a_recipe(caplog):
     assert parse_arguments([*argv, "--video_config=none"])[0].video_config is None
 
 
-def test_null_without_a_recipe_is_of_the_checkpoint(checkpoint):
+def test_null_without_a_recipe_means_the_default(checkpoint):
     argv = [f"--model={checkpoint}", '--video_config={"codebook_revival_after": null, "region_options": null}']
     model, _ = build_model(parse_arguments([*argv, "--use_cpu=true"])[0])
     assert model.config.video_config.codebook_revival_after == 100
@@ -468,7 +468,7 @@ def test_null_without_a_recipe_is_of_the_checkpoint(checkpoint):
     assert lora.lora == {"r": 4}
 
 
-def test_stages_merge_alike(tmp_path):
+def test_stages_merge_in_the_same_way(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "video_tower: a\ntext_tower: b\nuse_cpu: true\nvideo_config: {num_frames: 1, codebook_size: 8}\n"
@@ -514,7 +514,7 @@ def test_a_wrong_configuration_is_found_before_corpora_are_loaded(
         "towers": ["--video_tower=vit_tiny_patch16_224", "--text_tower=distilbert"],
     }[source]
     if source == "towers" and "image_size" in given[0]:
-        return  # which sizes fit is for the weights to say
+        return  # whether a size fits depends on the pretrained weights
     with pytest.raises(SystemExit) as exit_info:
         main(["train", *argv, *given, "--use_cpu=true", "--report_to=none"])
     assert exit_info.value.code == 2
@@ -530,7 +530,7 @@ def test_arguments_from_python_are_checked_as_well(checkpoint):
         build_model(ModelArguments(text_config=TEXT | {"n_layer": 1}, tokenizer=str(checkpoint)))
 
 
-# An option, what makes a model ignore it, what gives it an effect, and the message.
+# An option, fields with which it is ignored, fields with which it has an effect, and the error message.
 SHARP = {"video_config": {"region_options": {"pooling_sharpness": 8.0}}}
 IGNORED = [
     ({"token_temperature": 0.2}, {}, {"token_dim": 8}, "token_temperature=0.2 has no effect without tokens: set"),
@@ -563,8 +563,8 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("option", "off", "on", "message"), IGNORED)
-def test_an_option_that_a_model_would_ignore(option, off, on, message, tmp_path):
-    """It is refused where a user gives it, and not where it was saved."""
+def test_options_that_would_be_ignored_are_refused(option, off, on, message, tmp_path):
+    """Such options are refused if a user sets them, but not if they were saved with a checkpoint."""
     base = {"token_dim": 0, "loss": "infonce", "video_config": TINY_VIDEO}
     off, on = merge_fields(base, off), merge_fields(base, on)
     for name, change in (("off", off), ("on", merge_fields(on, option))):
@@ -586,7 +586,7 @@ def test_an_option_that_a_model_would_ignore(option, off, on, message, tmp_path)
     RegionLearnerModel(again)
 
 
-def test_options_at_their_defaults_and_of_parts_left_out_are_not_refused():
+def test_defaults_and_options_of_disabled_parts_are_accepted():
     defaults = RegionLearnerConfig()
     for loss in ("infonce", "sigmoid", "max_margin"):
         RegionLearnerConfig(loss=loss, **{name: getattr(defaults, name) for name in NEEDED})

@@ -1,4 +1,4 @@
-"""The files of pinned versions agree with the ranges of `pyproject.toml`."""
+"""Tests that the files of pinned versions agree with the ranges in `pyproject.toml`."""
 
 import tomllib
 
@@ -11,7 +11,7 @@ from .conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# What runs the tests, is run by them, or builds the site; the package does not import it.
+# Packages that run the tests, are run by them, or build the site; our package does not import them.
 TOOLS = {canonicalize_name(Requirement(text).name) for extra in ("dev", "docs", "engines") for text in EXTRAS[extra]}
 
 
@@ -34,7 +34,7 @@ def test_pinned_versions_are_allowed(name):
 
 
 def test_the_oldest_pins_are_the_lower_ends_of_the_ranges():
-    """Of all that users install; so that `make test CONSTRAINTS=constraints-oldest.txt` tests what is promised."""
+    """With these pins, `make test CONSTRAINTS=constraints-oldest.txt` tests the oldest versions that are promised."""
     oldest = pins("constraints-oldest.txt")
     for package, requirement in requirements().items():
         if package in TOOLS:

@@ -1,4 +1,4 @@
-"""Cuts of videos: their frames, decoded, against those of the source; their sound by its samples and packets."""
+"""Tests cuts of videos: decoded frames are compared with those of the source, sound by its samples and packets."""
 
 import io
 from fractions import Fraction
@@ -19,7 +19,7 @@ from .test_spans_of_videos import shown_at
 from .test_video_processing import DATA, needs_data, pictures, write_video
 
 X264 = {"g": "10", "bf": "3", "x264-params": "scenecut=0:b-adapt=0"}
-# Arguments of `write_video`; the suffix of a cut from within; whether it is a copy.
+# Arguments of `write_video`, the suffix of a cut from the middle, and whether the cut is a copy.
 FILES = {
     "plain.mp4": ({"options": X264}, ".mp4", True),
     "plain.mov": ({"options": X264}, ".mov", True),
@@ -70,14 +70,14 @@ def whole(source):
 
 
 def packets_of(path, kind="video"):
-    """The packets of the first stream of a kind as (time in seconds, data)."""
+    """Returns the packets of the first stream of a kind as (time in seconds, data)."""
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(packet.pts * packet.time_base, bytes(packet)) for packet in container.demux(stream) if packet.size]
 
 
 def check_frames(path, frames, metadata, start, end, is_copy=True):
-    """The frames of the cut are those that are shown in a span, at the same distances."""
+    """Checks that the frames of the cut are those that are shown in the span, at the same intervals."""
     times = [Fraction(time) for time in metadata.times.tolist()]
     first = shown_at(times, Fraction(start))
     stop = shown_at(times, Fraction(end) - Fraction(2, 10**6)) + 1
@@ -104,7 +104,7 @@ def test_cuts_have_the_frames_of_the_span(files, tmp_path, name):
         if number == 0:
             assert cut == tmp_path / f"0{suffix}"
         check_frames(cut, frames, metadata, start, end, is_copy=is_copy or cut.suffix == ".webm")
-        if is_copy:  # no frame is shown before the key frame, as it would need what is cut off
+        if is_copy:  # no frame is shown before the key frame, as it would need packets that are cut off
             times = [time for time, _ in packets_of(cut)]
             assert times[0] == min(times)
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
@@ -121,8 +121,8 @@ def test_copies_have_the_packets_of_the_source(files, tmp_path):
     assert not {packet for _, packet in packets_of(encoded)} & set(data)
 
 
-def test_nothing_is_hidden_where_nothing_needs_to_be(files, tmp_path):
-    """Without B-frames and from a key frame on, the container of the source is kept."""
+def test_nothing_is_hidden_unless_necessary(files, tmp_path):
+    """A cut without B-frames that starts at a key frame keeps the container of the source."""
     options = {"g": "10", "bf": "0", "x264-params": "scenecut=0"}
     for suffix in (".mkv", ".mp4"):
         path = write_video(tmp_path / f"simple{suffix}", options=options)
@@ -190,7 +190,7 @@ def test_decoding_times():
 
 
 def write_with_sound(path, codec, video="libx264", options=X264, rate=16000, shift=0.0):
-    """Two seconds of pictures from `shift` seconds on, and sound whose samples count up from 0 seconds on."""
+    """Writes two seconds of pictures from `shift` seconds on, and sound whose samples count up from 0 seconds on."""
     with av.open(str(path), "w") as container:
         stream = add_video_stream(container, video, 25, options)
         stream.width, stream.height = 64, 48
@@ -220,8 +220,8 @@ def write_with_sound(path, codec, video="libx264", options=X264, rate=16000, shi
         ("late_encoded.mkv", {"video": "libvpx", "options": {"g": "10"}, "shift": 0.4}),
     ],
 )
-def test_sound_stays_with_the_pictures(tmp_path, name, options):
-    """Samples tell at which time of the source they are."""
+def test_sound_stays_in_sync(tmp_path, name, options):
+    """The value of each sample is its position in the sound of the source."""
     path = write_with_sound(tmp_path / name, "pcm_s16le", **options)
     with av.open(str(path)) as container:
         first = next(container.decode(video=0))
@@ -239,7 +239,7 @@ def test_sound_stays_with_the_pictures(tmp_path, name, options):
     assert 10 < expected == len(sound)
 
 
-def test_sound_that_no_container_takes_is_left_out_and_said(tmp_path, caplog):
+def test_sound_that_no_container_supports_is_left_out_with_a_warning(tmp_path, caplog):
     path = write_with_sound(tmp_path / "old.avi", "adpcm_yamaha")
     cut = cut_span(path, 0.6, 1.2, tmp_path / "cut")
     with av.open(str(cut)) as container:
@@ -258,7 +258,7 @@ def test_packets_of_sound_are_copied(tmp_path):
 
 
 def test_all_streams_are_copied(tmp_path):
-    """Two streams of pictures, one of sound."""
+    """A file with two video streams keeps both."""
     path = tmp_path / "two.mp4"
     first = write_video(tmp_path / "first.mp4", options=X264)
     second = write_video(tmp_path / "second.mp4", options={"g": "10", "bf": "0"}, width=96)
@@ -278,7 +278,7 @@ def test_all_streams_are_copied(tmp_path):
 
 
 def test_encoding_starts_over_with_decoding(files, tmp_path, monkeypatch):
-    """A later part is sought at a wrong place."""
+    """Seeking to a later part ends at a wrong position, so decoding starts over, and so must encoding."""
     path, frames, metadata = files("vp8.webm")
     read_from = decoding.PacketList.read_from
 
@@ -324,13 +324,13 @@ def test_suffixes(files, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a%03d", "http:b", "-c", "d:e?f#g"])
-def test_names_are_not_patterns_nor_addresses(files, tmp_path, name):
+def test_names_are_neither_patterns_nor_urls(files, tmp_path, name):
     cut = cut_span(files("plain.mp4")[0], 0.5, 1, tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [cut.name] == [f"{name}.mp4"]
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.avi"])
-def test_cuts_appear_when_they_are_complete(files, tmp_path, monkeypatch, name):
+def test_cuts_appear_only_when_they_are_complete(files, tmp_path, monkeypatch, name):
     path, *_ = files(name)
     (tmp_path / "cut.mp4").write_bytes(b"before")
     writes = []
@@ -366,7 +366,7 @@ def test_what_cannot_be_cut(files, tmp_path):
 
 
 def test_damaged_videos(tmp_path):
-    """What is whole is encoded, and what is damaged is refused."""
+    """A span without damage is encoded, and a damaged one is refused."""
     path = write_video(tmp_path / "whole.avi", codec="ffv1", options={"slicecrc": "1", "level": "3", "g": "10"})
     frames, metadata = whole(path)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Files from strangers: whatever is in a `.pth`, it is read, or refused in one line, and takes no more than it has."""
+"""Tests untrusted `.pth` files: each is read or refused with a one-line error, without using excessive memory."""
 
 import errno
 import io
@@ -34,16 +34,16 @@ def refuses(path: Path, *words: str):
 
 
 def memory(field: str) -> int:
-    """Bytes of this process, as Linux knows them: resident now ("VmRSS"), or at most ("VmHWM")."""
+    """Returns the resident memory of this process in bytes, current ("VmRSS") or peak ("VmHWM"), on Linux."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def peak_of(action) -> int:
-    """How many bytes more than before an action had at its peak."""
+    """Returns by how many bytes memory grows, at its peak, during an action."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peaks of memory are measured on Linux")
-    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     action()
     return memory("VmHWM") - before
@@ -53,7 +53,7 @@ def peak_of(action) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The same weights as PyTorch writes them now, and as it wrote them before 1.6."""
+    """Returns the same weights in the current format of PyTorch and in its format before version 1.6."""
     legacy = io.BytesIO()
     state = read_checkpoint(FIXTURES / "region_learner_motion.pth")
     content = {"epoch": 3, "state_dict": OrderedDict((f"module.{name}", value) for name, value in state.items())}
@@ -62,7 +62,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def mutate(data: bytes, rng: random.Random, first: int, last: int) -> bytes:
-    """`data` with one kind of damage between two of its bytes."""
+    """Returns `data` with one kind of damage, which begins between the bytes `first` and `last`."""
     at, length = rng.randrange(first, last), rng.choice((1, 1, 2, 4, 8, 64, 4096))
     kind = rng.randrange(7)
     if kind == 0:  # bits
@@ -72,7 +72,7 @@ def mutate(data: bytes, rng: random.Random, first: int, last: int) -> bytes:
         return bytes(mutated)
     if kind == 1:  # noise, or zeros
         return data[:at] + (rng.randbytes(length) if rng.random() < 0.7 else bytes(length)) + data[at + length :]
-    if kind == 2:  # a number at its limits
+    if kind == 2:  # an extreme number
         form, value = rng.choice(
             (("<q", 2**62), ("<i", 2**31 - 1), ("<i", -1), ("<H", 65535), ("<q", -(2**40)), ("<i", 0))
         )
@@ -88,7 +88,7 @@ def mutate(data: bytes, rng: random.Random, first: int, last: int) -> bytes:
 
 
 def with_other_pickle(data: bytes, rng: random.Random) -> bytes:
-    """A whole archive, with the right checksums, around a damaged pickle."""
+    """Returns an intact archive, with correct checksums, around a damaged pickle."""
     output = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(output, "w") as target:
         for record in source.infolist():
@@ -115,7 +115,7 @@ def mutants(folder: Path, count: int):
 
 
 def survey(folder: Path, count: int) -> Counter:
-    """Kinds of mutants, and what became of them; all else than a model or one line is a failure."""
+    """Counts mutants by kind and outcome, and asserts that each gives a model or a one-line error."""
     classes: Counter = Counter()
     path = folder / "mutant.pth"
     expected = read_checkpoint(FIXTURES / "region_learner_motion.pth")
@@ -131,7 +131,7 @@ def survey(folder: Path, count: int) -> Counter:
         if refusal is not None:
             assert str(path) in refusal
             assert "\n" not in refusal
-        elif kind.startswith("zip"):  # whose checksums find every change of a weight
+        elif kind.startswith("zip"):  # its checksums detect every change of a weight
             found = read_checkpoint(path)
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -147,7 +147,7 @@ def test_mutations(tmp_path, count):
     print(classes)
     assert sum(classes.values()) == count
     refused = sum(number for (_, result), number in classes.items() if result == "refused")
-    assert count / 2 < refused < count  # some change nothing that is read
+    assert count / 2 < refused < count  # some mutations change only bytes that are not read
 
 
 # Files of other kinds
@@ -187,7 +187,7 @@ def test_other_archives_and_safetensors(tmp_path):
         convert_original_checkpoint(tmp_path)
 
 
-# Declarations that are not true
+# False declarations
 
 
 def rewritten(path: Path, change=lambda name, content: content, compression=zipfile.ZIP_STORED) -> Path:
@@ -199,7 +199,7 @@ def rewritten(path: Path, change=lambda name, content: content, compression=zipf
 
 
 def save(path: Path, content) -> Path:
-    """Saved where [`rewritten`] finds it."""
+    """Saves `content` where [`rewritten`] finds it, and returns `path`."""
     torch.save(content, path.with_name("source.pth"))
     return path
 
@@ -213,7 +213,7 @@ def test_a_compressed_record_is_not_inflated(tmp_path):
 
 
 def test_records_that_share_their_bytes(tmp_path):
-    """A list of records, each of which names the same bytes of the file."""
+    """The archive lists every record ten times, with the same bytes of the file."""
     path = save(tmp_path / "bomb.pth", {"state_dict": {"a": torch.zeros(1000)}})
     rewritten(path)
     data = bytearray(path.read_bytes())
@@ -227,7 +227,7 @@ def test_records_that_share_their_bytes(tmp_path):
 
 
 def lie(tmp_path: Path, legacy: bool, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Path:
-    """A file whose pickle makes a tensor with this view of a storage of 10 numbers."""
+    """Writes a file whose pickle makes a tensor with this view of a storage of 10 numbers."""
 
     class Tensor:
         def __reduce__(self):
@@ -262,7 +262,7 @@ def test_a_tensor_larger_than_its_storage(tmp_path, legacy, offset, size, stride
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_views_of_a_storage_are_those_of_pytorch(tmp_path, legacy):
+def test_views_of_a_storage_match_pytorch(tmp_path, legacy):
     whole = torch.arange(60.0).view(3, 4, 5)
     tensors = {
         "whole": whole,
@@ -285,7 +285,7 @@ def test_views_of_a_storage_are_those_of_pytorch(tmp_path, legacy):
 
 
 def test_many_tensors_of_one_storage(tmp_path):
-    """Each is as large as its storage, but together they would make a model that is much larger than the file."""
+    """Each tensor fits its storage, but together they would make a model that is much larger than the file."""
     weight = torch.zeros(1000, 1000)
     path = tmp_path / "shared.pth"
     torch.save({"state_dict": {f"video_model.blocks.{i}.mlp.fc1.weight": weight for i in range(1000)}}, path)
@@ -294,10 +294,10 @@ def test_many_tensors_of_one_storage(tmp_path):
 
 
 def test_layers_that_the_weights_do_not_have(tmp_path):
-    """A model is not made as large as the names say before its weights are known to be there."""
+    """A model of the size that the names imply is not created before its weights are known to be complete."""
     state = read_checkpoint(FIXTURES / "frozen_in_time.pth")
     state["video_model.blocks.0.mlp.fc1.weight"] = torch.zeros(50_000, 64, dtype=torch.float16)
-    state |= {f"video_model.blocks.{i}.norm1.weight": torch.zeros(64) for i in range(2, 60)}  # of a model of 1.5 GB
+    state |= {f"video_model.blocks.{i}.norm1.weight": torch.zeros(64) for i in range(2, 60)}  # a model of 1.5 GB
     path = tmp_path / "layers.pth"
     torch.save({"state_dict": state}, path)
 
@@ -309,7 +309,7 @@ def test_layers_that_the_weights_do_not_have(tmp_path):
 
 
 def test_a_pickle_that_declares_gigabytes(tmp_path):
-    """Texts, and places in the memo, of which C's unpickler makes room for billions."""
+    """The pickle declares lengths and memo positions for which the unpickler in C would allocate gigabytes."""
     opcodes = {
         "text": b"X" + struct.pack("<I", 2**32 - 1),
         "bytes": b"\x8e" + struct.pack("<Q", 2**40),
@@ -358,8 +358,8 @@ def test_weights_of_another_type_or_rank(tmp_path):
         assert "other.pth" in str(error.value)
 
 
-def test_a_failing_disk_is_not_damage(monkeypatch):
-    """A read error of the system stays one, and names the file."""
+def test_a_failing_disk_is_not_reported_as_damage(monkeypatch):
+    """A read error of the operating system is raised unchanged, with the name of the file."""
 
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")

@@ -1,4 +1,4 @@
-"""A resumed run continues with the data where it stopped, or says why it cannot."""
+"""Tests that a resumed run continues with the data where it stopped, or says why it cannot."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run that was interrupted after 2 of 4 steps."""
+    """Returns the folder of a run that was interrupted after 2 of 4 steps."""
     folder = tmp_path_factory.mktemp("plain")
     run(folder, **OPTIONS | {"max_steps": 2, "image_rows": 30})
     return folder
@@ -65,7 +65,7 @@ def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path,
     assert "resuming continues with it. Use the same settings, or start a new run" in str(error.value)
 
 
-def test_a_run_that_has_finished_trains_no_further_step(interrupted, tmp_path, caplog):
+def test_a_finished_run_trains_no_further_step(interrupted, tmp_path, caplog):
     caplog.set_level("INFO", logger="region_learner")
     found = resume(interrupted, tmp_path, max_steps=2)
     assert caplog.text.count("Training has already finished (step 2 of 2)") == 1
@@ -93,7 +93,7 @@ def test_weights_and_videos_may_not_change(tmp_path, changed, message):
 
 
 def test_rows_without_ids(tmp_path):
-    parts = [CorpusPart([{"clip": 0}], 2)]  # of a custom data collator
+    parts = [CorpusPart([{"clip": 0}], 2)]  # for a custom data collator
     order = data_order(parts, RegionLearnerTrainingArguments(str(tmp_path), report_to="none"))
     assert order["video ids (a digest)"] == [None]
 
@@ -118,13 +118,13 @@ def test_the_data_may_begin_anew(interrupted, tmp_path):
     assert len(found["log"]) == 4
 
 
-def test_a_stream_may_begin_anew(tmp_path):
+def test_a_stream_may_start_over(tmp_path):
     options = OPTIONS | {"shards": 4}
     whole = run(tmp_path, **options)
     shutil.rmtree(tmp_path / "checkpoint-4")
     anew = run(tmp_path, resume=True, ignore_data_skip=True, **options)
     assert not torch.equal(anew["state"]["video_projection.weight"], whole["state"]["video_projection.weight"])
-    # Resumed again, it continues where the new beginning has come to.
+    # When it is resumed again, it continues where the stream that started over has stopped.
     shutil.rmtree(tmp_path / "checkpoint-4")
     run(tmp_path, resume=True, ignore_data_skip=True, **options | {"max_steps": 3, "save_steps": 1})
     again = run(tmp_path, resume=True, **options)
@@ -132,7 +132,7 @@ def test_a_stream_may_begin_anew(tmp_path):
 
 
 def test_checkpoints_of_earlier_versions_resume(interrupted, tmp_path):
-    """They have no record, or that of streams alone."""
+    """Earlier checkpoints have no record of the order of the data, or only one of streams."""
     shutil.copytree(interrupted, tmp_path / "old")
     folder = tmp_path / "old" / "checkpoint-2"
     complete = json.loads((folder / "complete.json").read_text())

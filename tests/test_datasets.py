@@ -1,4 +1,4 @@
-"""Rows of `datasets`: videos that it decodes itself, and columns of other names."""
+"""Tests for rows of `datasets`: videos that it decodes itself, and columns with other names."""
 
 import types
 from pathlib import Path
@@ -19,7 +19,7 @@ from .test_pipelines import TEXTS, clip_files, tiny_processor, write_clip  # noq
 
 
 class Decoder:
-    """Stands in for `torchcodec.decoders.VideoDecoder`: the same sequence of frames and the same attributes."""
+    """Stands in for `torchcodec.decoders.VideoDecoder`, with the same sequence of frames and the same attributes."""
 
     def __init__(self, path, encoded: dict | None = None, order: str = "NCHW"):
         frames, metadata = read_clip(str(path), lambda metadata: range(metadata.total_num_frames))
@@ -53,7 +53,7 @@ def test_the_processor_takes_video_decoders(kind, clip_files):  # noqa: F811
     processor, is_file = tiny_processor(), kind in ("path", "bytes")
     frames = decoder.frames.permute(0, 3, 1, 2)
     for span in ({}, {"start": 0.25, "end": 0.75}):
-        if is_file:  # read as a file, whose frames are scaled while their colors are converted
+        if is_file:  # decoded from the file, which scales frames while converting their colors
             expected = processor(videos=[path], **span)
         else:
             metadata = VideoMetadata(len(frames), fps=decoder.metadata.average_fps)
@@ -75,7 +75,7 @@ def test_frames_that_a_decoder_cannot_read(clip_files):  # noqa: F811
 
 
 def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypatch):  # noqa: F811
-    """As `datasets.Video()` gives them; torchcodec itself need not be installed for this test."""
+    """Rows with `datasets.Video()` contain video decoders. The test does not need torchcodec."""
     columns = {
         "video": clip_files * 2,
         "video_id": [str(i) for i in range(6)],
@@ -114,7 +114,7 @@ def test_rows_of_torchcodec(clip_files):  # noqa: F811
 
 
 def test_webm_in_a_folder(tmp_path):
-    """`datasets` leaves out .webm files of a folder, `load_corpus` reads them."""
+    """`load_corpus` reads the .webm files of a folder, which `datasets` leaves out."""
     write_clip(tmp_path / "b.mp4", 90)
     import av
 
@@ -148,7 +148,7 @@ def test_columns_of_other_names(columns, message):
         check_dataset(dataset, ("captions",), "the training data")
 
 
-def test_the_cures_work(clip_files):  # noqa: F811
+def test_the_suggested_fixes_work(clip_files):  # noqa: F811
     dataset = Dataset.from_dict({"path": clip_files, "text": TEXTS})
     dataset = dataset.rename_columns({"path": "video", "text": "captions"})
     dataset = dataset.add_column("video_id", range(len(dataset)))

@@ -1,4 +1,4 @@
-"""The demo after its training: a checkpoint that is loaded without the package, and the page of what was found."""
+"""Tests of the demo after training: loading the checkpoint without the package, and the page of search results."""
 
 import subprocess
 
@@ -39,12 +39,12 @@ def test_search_and_page(tmp_path, monkeypatch, options):
     for part in (model, processor):
         part.save_pretrained(tmp_path / "checkpoint")
     index, places = index_videos(tmp_path / "checkpoint", test, tmp_path)
-    assert len(index) == 7  # of up to 3 clips
+    assert len(index) == 7  # each joins up to 3 clips
     captions = [caption for row in test for caption in set(row["captions"])]
     assert set(places) == {caption for caption in captions if captions.count(caption) == 1}
     for row in test:
         for caption in row["captions"]:
-            if caption in places:  # the frames of that span are those of the clip
+            if caption in places:  # the frames of the span are those of the clip
                 path, start, end = places[caption]
                 frames, metadata = read_clip(row["video"], lambda metadata: range(metadata.total_num_frames))
                 first = round(start * metadata.fps)

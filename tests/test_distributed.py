@@ -1,4 +1,4 @@
-"""Two processes against one with the whole batch, and cached gradients against the batch they stand for."""
+"""Tests that two processes equal one with the whole batch, and that cached gradients equal those of the batch."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from .toy_run import free_port, launch, run
 
 def start_codebook(trainer):
     """
-    Codes in the midst of features. (Which features codes start on, and are revived with, depends on how many of them
-    each process has, and each pass: `test_codebook.py` compares these.)
+    Places the codes among the features, and marks them as started. How codes start and are revived depends on the
+    number of features per process and per pass, and is tested in `test_codebook.py`.
     """
     quantizer = trainer.model.quantizer
     quantizer.embed.mul_(0.3)
@@ -24,17 +24,17 @@ def start_codebook(trainer):
     quantizer.num_updates.fill_(1)
 
 
-# Plain gradient descent: what differs in a gradient differs as much in the weights. Several steps in double precision,
-# as training multiplies the rounding errors of float32.
+# With plain gradient descent, a difference in a gradient causes an equal difference in the weights. Double precision
+# is needed because several training steps multiply the rounding errors of float32.
 SGD = {"dtype": "float64", "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 1.0, "max_steps": 3}
 SGD |= {"video": {"codebook_revival_after": 0}, "before": start_codebook}
 
-# Gradients that are 0 but for rounding: a softmax does not see what is added to all it compares.
+# Gradients that are 0 except for rounding, because a constant that is added to all inputs of a softmax has no effect.
 _ZERO = ("k_lin.bias", "k_proj.bias", "motion_excitation.conv.bias")
 
 
 def close(ours: dict, expected: dict, tolerance: float = 1e-5):
-    """Losses, gradients of every step, and what became of weights and codebook."""
+    """Asserts that losses, gradients of every step, and the final weights and codebook are equal."""
     losses, expected_losses = ([entry["loss"] for entry in run["log"]] for run in (ours, expected))
     assert losses == pytest.approx(expected_losses, rel=tolerance)
     assert len(ours["gradients"]) == len(expected["gradients"]) == len(losses)
@@ -53,7 +53,7 @@ def close(ours: dict, expected: dict, tolerance: float = 1e-5):
 
 
 def moved(result: dict, start: dict):
-    """A test of equality is worth nothing where nothing was trained."""
+    """Asserts that training changed the weights, because comparing unchanged weights would prove nothing."""
     changed = [name for name, value in result["state"].items() if not torch.equal(value, start["state"][name])]
     assert {"logit_scale", "video_model.region_module.quantizer.embed"} <= set(changed)
 
@@ -136,7 +136,7 @@ def test_cached_gradients_with_accumulation_and_without_codebook(tmp_path):
 
 
 def test_the_first_step_of_cached_gradients(tmp_path):
-    """All pieces of the first batch pass unquantized, as the whole does; each code starts on a feature of one."""
+    """All chunks of the first batch pass unquantized, as the whole batch does, and all codes start on features."""
     options = SGD | {"max_steps": 1, "before": lambda trainer: None}
     cached = run(tmp_path / "cached", gradient_cache_chunk=2, **options)
     whole = run(tmp_path / "whole", **options)
@@ -149,11 +149,11 @@ def test_the_first_step_of_cached_gradients(tmp_path):
 
 
 def test_cached_gradients_repeat_their_random_numbers(tmp_path):
-    """With dropout the second pass has to drop what the first one did: one chunk is then the batch itself."""
+    """The second pass drops the same units as the first one, so a single chunk equals the whole batch."""
     options = SGD | {"per_device_train_batch_size": 4, "dropout": 0.5, "learning_rate": 0.0}
     once = run(tmp_path / "one", gradient_cache_chunk=4, **options)
     plain = run(tmp_path / "two", **options)
-    # The loss is of the first pass, the gradient norm of the second.
+    # The loss is computed in the first pass, and the gradient norm in the second.
     norms = [[entry["grad_norm"] for entry in result["log"]] for result in (once, plain)]
     assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-5)
     assert once["log"][0]["loss"] == pytest.approx(plain["log"][0]["loss"], rel=1e-6)
@@ -166,7 +166,7 @@ def test_the_original_codebook_refuses_cached_gradients(tmp_path):
 
 
 def _sharded(rank: int, port: int, path: str):
-    """One step of a model under FSDP2, and of the same model whole, with the same half of a batch in each process."""
+    """Takes a step of a model without and with FSDP2, with half of a batch in each process, and saves both results."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     part = slice(2 * rank, 2 * rank + 2)
@@ -176,7 +176,7 @@ def _sharded(rank: int, port: int, path: str):
     for shard in (False, True):
         model = tiny_model(learn_temperature=True).train()
         if shard:
-            # As accelerate does: each class of _no_split_modules by itself, then the whole.
+            # Like accelerate, shard each module of a class in _no_split_modules separately, and then the whole model.
             mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
             names = set(model._no_split_modules)
             for module in model.modules():

@@ -1,4 +1,4 @@
-"""The Trainer's metrics in two processes against one: every row once, whatever the number of rows."""
+"""Compares the Trainer's metrics in two processes and in one: every row counts once, for any number of rows."""
 
 import os
 from pathlib import Path
@@ -14,9 +14,9 @@ from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingA
 from .conftest import randomize, tiny_model
 from .toy_run import _PROCESSES, DEFAULTS, Processor, free_port
 
-BATCH = 3  # of each process
+BATCH = 3  # per process
 ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12)  # with two processes, batches of 6
-BAD = (1, 6, 7, 8, 10)  # rows whose video cannot be read; of 12 rows, one process has nothing else in its last batch
+BAD = (1, 6, 7, 8, 10)  # rows with unreadable videos; of 12 rows, they fill the last batch of one process
 METRICS = {
     "retrieval": ("t2v", "v2t"),
     "multiple_choice": ("accuracy", "questions"),
@@ -27,7 +27,7 @@ CLASSES = 5
 
 
 class Collator:
-    """As that of the package, in evaluation: rows in place of unreadable ones have the id -1 or the label -100."""
+    """Behaves like the collator of the package in evaluation: unreadable rows have the ID -1 or the label -100."""
 
     def __init__(self, task):
         self.task = task
@@ -43,7 +43,7 @@ class Collator:
             first = 0 if self.task == "multiple_choice" else -1  # -1: an answer that the model does not know
             last = count if self.task == "multiple_choice" else CLASSES
             labels.append(int(torch.randint(first, last, (), generator=generator)))
-            video = number // 2  # every other text is of the same video as the one before
+            video = number // 2  # every other text belongs to the same video as the one before
             clips.append(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(100 + video)))
             ids.append(2**61 + video)
         bad = torch.tensor([number in BAD for number in numbers])
@@ -93,7 +93,7 @@ def make_trainer(task: str, output_dir, **options) -> RegionLearnerTrainer:
 
 
 def predictions(output_dir, batch: int) -> dict:
-    """What `compute_metrics` is given, and returns, by task and number of rows."""
+    """Returns the inputs and results of `compute_metrics`, by task and number of rows."""
     torch.set_num_threads(1)
     results = {}
     for task in METRICS:
@@ -110,7 +110,7 @@ def predictions(output_dir, batch: int) -> dict:
 
 
 def labels_while_training(output_dir) -> list[np.ndarray]:
-    """What evaluations between the steps of training are given for labels."""
+    """Returns the labels that `compute_metrics` gets in evaluations during training."""
     trainer = make_trainer(
         "retrieval",
         output_dir,
@@ -148,7 +148,7 @@ def child(rank: int, port: int, log: str, output_dir: str):
 
 
 def in_two_processes(target, folder: Path, *arguments):
-    """Runs `target(rank, ..., log, folder)`."""
+    """Runs `target(rank, *arguments, log, folder)` in two processes."""
     logs = [folder / f"{rank}.log" for rank in range(2)]
     started = [
         _PROCESSES.Process(target=target, args=(rank, *arguments, str(logs[rank]), str(folder))) for rank in range(2)
@@ -184,7 +184,7 @@ def labels_of(task: str, rows: int) -> list[int]:
 
 @pytest.mark.parametrize("task", METRICS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_every_row_once(of_two, of_one, task, rows):
+def test_every_row_counts_once(of_two, of_one, task, rows):
     expected = of_one[task, rows]
     assert expected["labels"].tolist() == labels_of(task, rows)
     for process in of_two:
@@ -198,8 +198,8 @@ def test_every_row_once(of_two, of_one, task, rows):
         assert len(result["metrics"]) == (14 if task == "retrieval" else 2)
 
 
-def test_metrics_are_those_of_the_rows_that_count(of_two):
-    """Against a reading by hand; a row in place of an unreadable one is with no other's metrics."""
+def test_metrics_are_those_of_the_readable_rows(of_two):
+    """The metrics equal those computed by hand from the readable rows."""
     rows = max(ROWS)
     kept = [i for i in range(rows) if i not in BAD]
     text, video = (output[kept] for output in of_two[0]["retrieval", rows]["outputs"])
@@ -217,18 +217,18 @@ def test_metrics_are_those_of_the_rows_that_count(of_two):
     assert of_two[0]["question_answering", rows]["metrics"]["questions"] == len(kept)
     (scores,), labels = (of_two[0]["multiple_choice", rows][name] for name in ("outputs", "labels"))
     counts = [2 + i % 3 for i in range(rows)]
-    assert [(row > -1).sum() for row in scores] == counts  # and padding is below any cosine
+    assert [(row > -1).sum() for row in scores] == counts  # scores of padding are below any cosine
     hits = [scores[i, : counts[i]].argmax() == labels[i] for i in kept]
     assert of_two[0]["multiple_choice", rows]["metrics"]["accuracy"] == pytest.approx(100 * np.mean(hits))
     assert 0 < np.mean(hits) < 1
 
 
-def test_every_row_once_while_training(of_two):
+def test_every_row_counts_once_while_training(of_two):
     for process in of_two:
         assert [labels.tolist() for labels in process["while training"]] == 2 * [labels_of("retrieval", 7)]
 
 
 def test_streams_are_refused(of_two):
-    """accelerate repeats rows of their last batch, or leaves one process waiting for another."""
+    """For streams, accelerate repeats rows of the last batch, or leaves one process waiting for another."""
     for process in of_two:
         assert "without repeating or losing rows: load the corpus with streaming=False" in process["stream"]

@@ -1,4 +1,4 @@
-"""Equal frames are encoded as equal bytes, whatever memory held before."""
+"""Tests that equal frames are encoded as equal bytes, whatever memory contained before."""
 
 import ctypes
 import hashlib
@@ -16,7 +16,7 @@ from region_learner.corpora.prepare import encode_clip
 
 from .test_video_processing import ENCODINGS, write_video
 
-M_PERTURB = -6  # of mallopt: the byte that new memory is filled with (glibc)
+M_PERTURB = -6  # option of mallopt (glibc): the byte that new memory is filled with
 FILLINGS = (0, 1, 15, 85, 127, 128, 170, 255)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is filled as glibc does it")
@@ -36,7 +36,7 @@ def fill_memory():
 
 
 def moving_clip(width: int, height: int = 96, frames: int = 16) -> np.ndarray:
-    """A panning picture with a square and noise, in (T, H, W, 3): costs differ from block to block."""
+    """Returns a panning picture with a square and noise, (T, H, W, 3), whose blocks differ in their costs."""
     rng = np.random.default_rng(width)
     small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
     big = np.asarray(small.resize((width + 2 * frames, height + frames), Image.Resampling.BICUBIC))
@@ -80,7 +80,7 @@ def prepared(clip, path):
 WRITERS = {"generated.mp4": generated, "prepared.mkv": prepared}
 
 
-# x264 goes wrong, where it does, at widths that are not a multiple of 128.
+# If x264 depends on old memory, it is at widths that are not a multiple of 128.
 @pytest.mark.parametrize("width", [96, 128, 144, 160])
 @pytest.mark.parametrize("name", WRITERS)
 def test_equal_frames_are_encoded_as_equal_bytes(fill_memory, tmp_path, name, width):
@@ -96,8 +96,8 @@ def test_equal_frames_are_encoded_as_equal_bytes_many_times(fill_memory, tmp_pat
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_videos_of_the_tests_are_the_same_each_time(fill_memory, tmp_path, name):
-    """What damages them then damages the same bytes of the same file."""
+def test_videos_for_tests_are_the_same_each_time(fill_memory, tmp_path, name):
+    """Tests that damage these videos therefore always damage the same bytes."""
     arguments = ENCODINGS[name]
     if arguments.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot encode with {arguments['codec']}")

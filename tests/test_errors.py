@@ -1,4 +1,4 @@
-"""What the command line says of mistakes: one line with the cure for the user's, a traceback for our own."""
+"""Tests of command-line errors: one line with a remedy for mistakes of users, a traceback for our own."""
 
 import linecache
 import runpy
@@ -25,7 +25,7 @@ from .test_model_card import MSVD
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with a checkpoint, a run, a folder with a file that is not a video, and files."""
+    """A directory with a checkpoint, a run, a folder with a file that is not a video, and other files."""
     place = tmp_path_factory.mktemp("place")
     tiny_model().save_pretrained(place / "model")
     processor = RegionLearnerProcessor(RegionLearnerVideoProcessor(), train_tokenizer(["a red square"], 50, 16))
@@ -79,7 +79,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=lambda value: value[0] if isinstance(value, list) else "")
-def test_a_mistake_is_told_in_one_line(place, monkeypatch, capsys, argv, message):
+def test_a_mistake_is_reported_in_one_line(place, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(place)
     monkeypatch.delenv("REGION_LEARNER_DEBUG", raising=False)
     with pytest.raises(SystemExit) as end:
@@ -122,7 +122,7 @@ def test_our_own_errors_show_where_they_come_from(monkeypatch, capsys, error):
     assert "please report it" in errors.splitlines()[-1]
 
 
-def test_a_traceback_of_the_users_mistakes_on_request(monkeypatch, capsys):
+def test_debug_mode_shows_tracebacks_of_user_mistakes(monkeypatch, capsys):
     monkeypatch.setenv("REGION_LEARNER_DEBUG", "1")
     for argv in (["card", "nofile.json"], ["xyzzy"]):
         with pytest.raises(SystemExit) as end:
@@ -148,7 +148,7 @@ def test_an_interruption_ends_without_a_traceback(monkeypatch, capsys):
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_errors_of_files_and_memory_are_told_in_one_line(monkeypatch, capsys, error, words):
+def test_file_and_memory_errors_are_reported_in_one_line(monkeypatch, capsys, error, words):
     assert command_that_raises(monkeypatch, error) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
 
@@ -162,7 +162,7 @@ def caught(action) -> Exception:
 
 
 def caught_of_loader(action) -> Exception:
-    """As it comes out of a DataLoader's process."""
+    """Returns the error as a DataLoader raises it again from a worker process."""
 
     def reraise():
         try:
@@ -178,10 +178,10 @@ def test_which_value_errors_are_the_users(catch):
     on_purpose = catch(lambda: load_corpus("folder", "/nowhere"))
     assert is_for_user(on_purpose)
     assert in_one_line(on_purpose) == "/nowhere is not a directory: check data_dir= (--data-dir) of corpus 'folder'"
-    # A call in our own code that fails, as no line of it says `raise`.
+    # A failure in our own code without a `raise` statement is a bug.
     assert not is_for_user(catch(lambda: _square((1, 2, 3), "name")))
     assert not is_for_user(catch(lambda: {}["key"]))
-    # Of a library: it can be either, and the line says where to look.
+    # An error of a library can be either, so the message says where it comes from.
     of_library = catch(lambda: AdamW([torch.nn.Parameter(torch.zeros(1))], lr=-1.0))
     assert is_for_user(of_library)
     assert in_one_line(of_library).startswith("Invalid learning rate: -1.0 (from torch/optim/")
@@ -214,10 +214,10 @@ def test_a_full_disk_names_the_file(tmp_path, capsys):
     assert "the disk is full: [Errno 28] No space left on device: '/dev/full'" in capsys.readouterr().err
 
 
-def test_errors_of_writing_name_the_file():
+def test_write_errors_name_the_file():
     with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: 'a/b'"), naming("a/b"):
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match=r"\[Errno 13\] Permission denied: 'c'"), naming("a/b"):
-        raise OSError(13, "Permission denied", "c")  # which is named already
+        raise OSError(13, "Permission denied", "c")  # the error names its file already
     with pytest.raises(OSError, match=r"a/b cannot be written: I/O error: No space left"), naming("a/b"):
         raise SafetensorError("I/O error: No space left")

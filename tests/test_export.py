@@ -1,4 +1,4 @@
-"""Export: programs with any number of texts, videos, frames and tokens compute what the model computes."""
+"""Tests that exported programs match the model, with any number of texts, videos, frames and tokens."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ FORMS = {
     "regions and phrases": PHRASES,
     "queries and phrases": {"region_form": "queries"} | PHRASES,
     "tubes": TUBES,
-    # As in the recipes that train from scratch.
+    # The recipes that train from scratch have these options.
     "tubes of an early layer": TUBES
     | {"codebook_size": 0, "interaction_layers": 0, "region_layer": 1, "video_pooling": "cls_patch_max"},
     "tubes without regions": NO_REGIONS | {"tube_mlp": True},
@@ -73,7 +73,7 @@ def assert_same(program, part, inputs) -> None:
 @forms(*QUICK)
 @torch.no_grad()
 def test_parts_of_every_form(form, monkeypatch):
-    monkeypatch.setattr(modeling_region_learner, "_DISTANCES_AT_ONCE", 200)  # several chunks of features for a clip
+    monkeypatch.setattr(modeling_region_learner, "_DISTANCES_AT_ONCE", 200)  # several chunks of features per clip
     model = tiny_model(**FORMS[form])
     for name in ("text", "video", "model"):
         part = ExportedPart(model, name).eval()
@@ -85,7 +85,7 @@ def test_parts_of_every_form(form, monkeypatch):
 @pytest.mark.slow
 @torch.no_grad()
 def test_single_frames_without_motion():
-    """A model with motion excitation leaves it out for images, and so does a program exported with clips."""
+    """A model with motion excitation skips it for images, and so does a program that was exported with clips."""
     model = tiny_video_model(motion_excitation=True)
     program = exported(model, {"pixel_values_videos": clips(2, 2)}, {"pixel_values_videos": {0: "b", 1: "t"}})
     assert_same(program, model, {"pixel_values_videos": clips(3, 1)})
@@ -130,7 +130,7 @@ def test_text_poolings_with_padding_on_the_left(pooling):
 @pytest.mark.parametrize("tower", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_texts_of_any_length_up_to_all_positions(tower):
-    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer makes them."""
+    """SigLIP's encoder takes texts that are padded to all of its positions, as its tokenizer pads them."""
     model = tiny_model(text=TOWERS[tower]())
     part = ExportedPart(model, "text").eval()
     program = exported(part, part.example(length=8), part.dynamic_axes)
@@ -190,8 +190,8 @@ def test_models_in_another_precision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "is_beside"), [(2**30, False), (2**31, True)])
-def test_large_weights_lie_beside_the_file(size, is_beside, tmp_path, monkeypatch):
-    """By the size of what is written: of one part, with its buffers."""
+def test_large_weights_are_saved_beside_the_file(size, is_beside, tmp_path, monkeypatch):
+    """What counts is the size of the weights that are written: those of one part, including buffers."""
     weights = {"embed": SimpleNamespace(const_value=SimpleNamespace(nbytes=size))}
     saved = []
     program = SimpleNamespace(
@@ -286,7 +286,7 @@ def test_ahead_of_time_inductor(tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_exporters_of_transformers():
-    """Those of transformers lower what this one returns: to ExecuTorch, for example."""
+    """The Dynamo exporter works. The other exporters of transformers lower its result, to ExecuTorch for example."""
     pytest.importorskip("transformers.exporters")
     from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
@@ -300,7 +300,7 @@ def test_the_exporters_of_transformers():
 # --- The command ----------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_reported(tmp_path, capsys):
     for arguments, message in (
         (
             ["nowhere/at/all", str(tmp_path), "--format", "onxx"],

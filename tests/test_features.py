@@ -1,4 +1,4 @@
-"""Cached features of a frozen backbone: computing, reading, training and evaluating on them, and what is refused."""
+"""Tests of cached features of a frozen backbone: computing and reading them, training, evaluation, and errors."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ NUMBER_OF_CLIPS = {"train": 8, "test": 4}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """clip, a checkpoint; corpus, whose videos have as many frames as clips; and cached, its features."""
+    """Returns a folder with `clip`, a checkpoint; `corpus`, videos as long as clips; and `cached`, their features."""
     folder = tmp_path_factory.mktemp("features")
     save_family("clip", folder / "clip")
     sizes = {"val": 0, "test_unseen": 0, "size": 48, "frames": FRAMES, "objects": [1, 1]}
@@ -53,7 +53,7 @@ def cached(root: Path, split: str = "train") -> Dataset:
 
 @pytest.fixture
 def copied(root, tmp_path):
-    """A copy of the features of the training split that may be damaged."""
+    """Returns a folder with a copy of the features of the training split, which tests may damage."""
     shutil.copytree(root / "cached" / "train", tmp_path / "cached" / "train")
     return tmp_path
 
@@ -74,12 +74,12 @@ def load(root: Path, regions: bool = True, **options):
         options = {"region_form": "decoupled", **REGIONS} | options
     model, processor = from_pretrained_towers(root / "clip", **options), processor_from_towers(root / "clip")
     processor.video_processor.num_frames = FRAMES
-    if regions:  # which start without influence
+    if regions:  # regions start without influence
         torch.nn.init.normal_(model.video_model.region_projection.weight, std=0.1)
     return model, processor
 
 
-# What is written and read
+# Writing and reading
 
 
 def test_rows_are_those_of_the_corpus(root):
@@ -105,7 +105,7 @@ def test_features_are_those_of_the_backbone(root):
 
 
 def test_columns_of_other_tasks(root, tmp_path):
-    """Labels keep their names; a video of several rows is computed once."""
+    """Labels keep their names, and the features of a video that several rows share are computed once."""
     paths = videos(root, "train")["video"][:3]
     kinds = {
         "video": Value("string"),
@@ -153,7 +153,7 @@ def test_checkpoints_with_a_backbone(root, name, tmp_path):
 # Evaluating and training
 
 
-def test_metrics_are_those_of_videos(root, tmp_path, capsys):
+def test_metrics_match_those_of_videos(root, tmp_path, capsys):
     model, processor = load(root)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -173,7 +173,7 @@ def test_metrics_are_those_of_videos(root, tmp_path, capsys):
 
 
 def train_on(root: Path, rows, folder: Path, **arguments) -> tuple[list[float], RegionLearnerTrainer]:
-    model, processor = load(root, codebook_size=0)  # rounding changes which code a patch has
+    model, processor = load(root, codebook_size=0)  # rounding would change the codes of patches
     processor.video_processor.flip_probability = 0.0
     processor.video_processor.crop_scale = (1.0, 1.0)
     args = RegionLearnerTrainingArguments(
@@ -181,14 +181,14 @@ def train_on(root: Path, rows, folder: Path, **arguments) -> tuple[list[float], 
         disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False, logging_steps=1,
         **{"freeze": ["video_model.backbone"]} | arguments,
     )  # fmt: skip
-    # (Random crops and captions are drawn from the same generator.)
+    # One caption per row, because random crops and captions are drawn from the same generator.
     rows = [row | {"captions": row["captions"][:1]} for row in rows]
     trainer = RegionLearnerTrainer(model, args, processing_class=processor, train_dataset=rows)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
 
 
-def test_losses_are_those_of_videos_without_augmentation(root, tmp_path, caplog):
+def test_losses_match_those_of_videos_without_augmentation(root, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     of_videos, _ = train_on(root, videos(root, "train"), tmp_path / "a")
     assert "Cached features" not in caplog.text
@@ -218,7 +218,7 @@ def test_train_and_evaluate_commands(root, tmp_path, capsys):
     assert json.loads(out)["t2v_MeanR"] == results["test"]["t2v_MeanR"]
 
 
-# What is refused
+# Refused input
 
 
 def test_a_trained_backbone_is_refused(root, tmp_path, capsys):
@@ -383,7 +383,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told(copied, name):
+def test_damage_is_reported(copied, name):
     damage, message = DAMAGE[name]
     damage(copied / "cached" / "train")
     with pytest.raises(CorpusError, match=message) as error:
@@ -413,10 +413,10 @@ def test_names_of_splits(root, tmp_path):
             compute_features(str(root / "clip"), videos(root, "test"), tmp_path, split)
 
 
-# Runs that are not simple
+# Unreadable videos, existing features and killed runs
 
 
-def test_unreadable_videos_are_left_out_by_name(root, tmp_path, capsys):
+def test_unreadable_videos_are_skipped_and_listed(root, tmp_path, capsys):
     shutil.copytree(root / "corpus", tmp_path / "corpus")
     rows = videos(tmp_path, "train")
     for video in rows["video"][1:3]:
@@ -465,7 +465,7 @@ def killed_run(root: str, output: str, per_shard: int, after: int):
     def encode_or_die(self, clips):
         nonlocal seen
         seen += len(clips)
-        if seen > after + 1:  # one is the example
+        if seen > after + 1:  # the first one is the black example clip
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(self, clips)
 
@@ -475,7 +475,7 @@ def killed_run(root: str, output: str, per_shard: int, after: int):
 
 
 def damaged(root: Path) -> Dataset:
-    """The training videos, of which the second and the last three cannot be read."""
+    """Returns the training videos; the second and the last three cannot be read."""
     rows = videos(root, "train").to_list()
     return Dataset.from_list(
         [row | {"video": "nowhere.mp4"} if i in (1, 5, 6, 7) else row for i, row in enumerate(rows)]
@@ -516,7 +516,7 @@ def test_a_killed_run_resumes(root, tmp_path, monkeypatch, caplog):
     assert [message for message in caplog.messages if "Resuming" in message] == [
         "Resuming after 2 clips.", "Resuming after 2 clips.", "Resuming after 4 clips."
     ]  # fmt: skip
-    assert len(encoded) == 2  # the example, and the last clip once more
+    assert len(encoded) == 2  # the black example clip, and the last clip again
     assert result["videos"] == 4
     assert result["unreadable"] == [f"train-00000{i}" for i in (1, 5, 6, 7)]
     compute_features(str(root / "clip"), damaged(root), tmp_path / "other", **options)
@@ -531,7 +531,7 @@ def test_a_killed_run_resumes(root, tmp_path, monkeypatch, caplog):
         torch.testing.assert_close(read_features(row["video"]), read_features(expected[i]["video"]), atol=1e-2, rtol=0)
 
 
-def test_a_killed_run_of_other_frames_starts_again(root, tmp_path):
+def test_a_killed_run_with_other_frames_starts_over(root, tmp_path):
     killed(root, tmp_path / "cached", after=3)
     result = compute_features(str(root / "clip"), damaged(root), tmp_path / "cached", num_frames=1, max_unreadable=0.5)
     assert result["videos"] == 4

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: what a run leaves out, where it stops, and what it keeps."""
+"""Tests losses, gradients and weights that are not finite: what a run skips, where it stops, and what it keeps."""
 
 import math
 from itertools import pairwise
@@ -24,7 +24,7 @@ from .toy_run import KeepState, launch, run
     ids=["plain", "cached", "accumulated", "original"],
 )
 def test_a_bad_batch_changes_nothing(tmp_path, caplog, options):
-    """Neither weights nor the optimizer's averages nor the codebook, bit-for-bit; later steps continue as usual."""
+    """Weights, optimizer state and codebook stay bit-for-bit the same, and later steps continue as usual."""
     states = KeepState()
     result = run(tmp_path, bad_steps=(3,), callbacks=(states,), weight_decay=0.1, **options)
     _, before, after, then = states.steps
@@ -37,7 +37,7 @@ def test_a_bad_batch_changes_nothing(tmp_path, caplog, options):
     assert all(value.isfinite().all() for value in then.values())
     assert result["skipped_steps"] == 1
     losses = [entry["loss"] for entry in result["log"]]
-    assert math.isnan(losses.pop(2))  # no loss of 0 is made up for it
+    assert math.isnan(losses.pop(2))  # it is not logged as a loss of 0
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert [entry.get("skipped_steps", 0) for entry in result["log"]] == [0, 0, 1, 1]
     assert "Step 3 is skipped: the loss is nan." in caplog.text
@@ -50,20 +50,20 @@ def test_a_bad_batch_in_the_first_step_and_an_average_over_steps(tmp_path):
     assert result["state"]["video_model.region_module.quantizer.num_updates"] == 2
 
 
-def test_several_bad_batches_in_sequence_end_the_run(tmp_path):
+def test_several_bad_batches_in_a_row_end_the_run(tmp_path):
     with pytest.raises(
         NonFiniteError, match=r"^Step 5: the loss is nan, and it was not finite in the 2 steps before\. "
     ) as e:
         run(tmp_path, bad_steps=(3, 4, 5, 6), max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=1)
     assert f"The last complete checkpoint is {tmp_path / 'checkpoint-4'}." in str(e.value)
     assert "\n" not in str(e.value)
-    for saved in (2, 4):  # the one before the trouble began stays, whatever the limit says
+    for saved in (2, 4):  # the one from before the bad steps is kept in spite of save_total_limit
         assert incompleteness(tmp_path / f"checkpoint-{saved}") is None
     assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-4" / "model.safetensors").values())
 
 
 def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path):
-    """After a step that is too long: what was saved before it stays, whatever the limit says."""
+    """A step with an infinite learning rate breaks the weights. The last checkpoint before it is kept."""
     diverge = {"optim": "sgd", "max_grad_norm": 0.0, "save_total_limit": 1, "save_strategy": "steps"}
 
     class TooLong(KeepState):
@@ -82,8 +82,8 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path):
     assert not list((tmp_path / "c").rglob("*.safetensors"))
 
 
-def test_processes_leave_out_the_same_steps_and_stop_together(tmp_path):
-    """What is not finite is in the second process alone; none is left waiting for another."""
+def test_processes_skip_the_same_steps_and_stop_together(tmp_path):
+    """Only the second process has values that are not finite, and no process is left waiting for the other."""
     options = {"bad_steps": (2, 4, 5, 6), "bad_process": 1, "max_steps": 8}
     first, second = launch(tmp_path, 2, fail=True, **options)
     assert "Step 2 is skipped: the loss is nan." in first
@@ -91,12 +91,15 @@ def test_processes_leave_out_the_same_steps_and_stop_together(tmp_path):
         assert "NonFiniteError: Step 6: the loss is nan, and it was not finite in the 2 steps before." in log
 
 
-def test_steps_that_the_loss_scaler_leaves_out_do_not_count(tmp_path, caplog):
-    """As float16 has them until a scale is found: longer in sequence than other steps may, and the codebook waits."""
+def test_steps_that_the_loss_scaler_skips_do_not_count(tmp_path, caplog):
+    """
+    With float16, steps are skipped until the loss scaler has found a scale. There may be more of them in a row than of
+    bad steps, and the codebook is not updated in them.
+    """
     states = KeepState()
 
     def scaled(trainer):
-        """What `accelerate` does for fp16, which it wants a GPU for, with gradients of float32 that overflow."""
+        """Does what `accelerate` does for fp16 (on GPUs only), with float32 gradients that overflow."""
         accelerator = trainer.accelerator
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         accelerator.unscale_gradients = lambda *_: accelerator.scaler.unscale_(trainer.optimizer.optimizer)
@@ -113,9 +116,7 @@ def test_steps_that_the_loss_scaler_leaves_out_do_not_count(tmp_path, caplog):
         assert after[embed] - before[embed] == int(learns)
     assert result["skipped_steps"] == 0
     assert "is skipped" not in caplog.text
-    with pytest.raises(
-        NonFiniteError, match="Step 3: the loss is nan"
-    ):  # of the loss itself the scale is not to blame
+    with pytest.raises(NonFiniteError, match="Step 3: the loss is nan"):  # the scale cannot be the reason
         run(tmp_path, before=scaled, max_steps=24, max_grad_norm=0.0, bad_steps=(1, 2, 3))
 
 
@@ -132,7 +133,7 @@ def test_contagious():
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_a_loss_that_is_not_finite_counts_also_where_its_gradient_is(tmp_path, caplog, chunk):
+def test_a_loss_that_is_not_finite_counts_even_with_finite_gradients(tmp_path, caplog, chunk):
     def infinite_once(trainer):
         forward = trainer.model.forward
 

@@ -1,4 +1,4 @@
-"""The corpus `folder` in all its layouts, and what bad input is told."""
+"""Tests the corpus `folder` in all its layouts, and its error messages for bad input."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from region_learner.corpora import CorpusError, load_corpus
 
 
 def write_metadata(directory, rows, form="jsonl"):
-    """A metadata file in the form asked for, and an empty file for each video: nothing here is decoded."""
+    """Writes a metadata file in the format `form`, and an empty file for each video, because no video is decoded."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"metadata.{form}"
     if form == "jsonl":

@@ -1,4 +1,4 @@
-"""Damaged videos: frames that are intact, or one clear error; never a crash, a hang, or memory without end."""
+"""Tests damaged videos: they give intact frames or one clear error, never a crash, a hang or unbounded memory use."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from .conftest import ROOT
 from .fuzz_videos import MEMORY
 from .test_video_processing import ENCODINGS, pictures, write_video
 
-# A case in each of the containers and codecs: what each parses is code of its own.
+# One video for each container and codec, because each has its own parser.
 SOURCES = {name: ENCODINGS[name] for name in ENCODINGS if name != "h264_one_key_frame.mp4"} | {
     "h264.flv": {"options": {"g": "10", "bf": "2"}},
     "mpeg4.mov": {"codec": "mpeg4", "options": {"g": "10"}},
@@ -55,7 +55,7 @@ def picture_sources(tmp_path_factory):
 
 
 def run_cases(folder, first: int, last: int) -> list[dict]:
-    """One entry a case. A process that ends early is followed by another one, from the next case on."""
+    """Returns one entry per case. If a process ends early, another one continues with the next case."""
     entries = []
     while first < last:
         command = [sys.executable, "-m", "tests.fuzz_videos", str(folder), str(first), str(last)]
@@ -70,14 +70,14 @@ def run_cases(folder, first: int, last: int) -> list[dict]:
 
 
 def check_classes(entries: list[dict]) -> list[str]:
-    """Of each class of faults none; returns the errors."""
+    """Asserts that no entry has a fault, and returns the error messages."""
     errors = [entry["error"] for entry in entries if "error" in entry]
     faults = {
-        "crashes and hangs": [entry for entry in entries if "died" in entry],  # by a signal: 11, 6; 27, 14
+        "crashes and hangs": [entry for entry in entries if "died" in entry],  # by signal 11 or 6, or 27 or 14
         "too much memory": [entry for entry in entries if entry.get("memory", 0) > MEMORY],
         "frames of another picture": [entry for entry in entries if entry.get("invented")],
         "black frames": [entry for entry in entries if entry.get("black")],
-        # Which file, in one line.
+        # An error message has one line and names the file.
         "unclear errors": [error for error in errors if "\n" in error or "damaged" not in error.split(":")[0]],
     }
     counts = {name: len(found) for name, found in faults.items()} | {"refused": len(errors), "cases": len(entries)}
@@ -106,7 +106,7 @@ def test_thousands_of_damaged_videos(sources):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_damaged_pictures(picture_sources):
-    """Pictures without sums over their bytes may become others; nothing may crash, and none may become black."""
+    """Damaged pictures without checksums may change, but nothing may crash, and none may become black."""
     entries = run_cases(picture_sources, 0, 300)
     errors = check_classes(entries)
     assert 0.1 < len(errors) / len(entries) < 0.9

@@ -1,4 +1,4 @@
-"""The model on a GPU against the CPU; needs neither PyAV nor datasets: `python -m pytest -m gpu tests/test_gpu.py`."""
+"""Tests on a GPU, which need neither PyAV nor datasets: `python -m pytest -m gpu tests/test_gpu.py`."""
 
 import copy
 
@@ -14,7 +14,7 @@ from .conftest import checkpoint_activations, clips, texts, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # of the compiler, on Python 3.12 and later
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # from the compiler, on Python 3.12 and later
 ]
 
 FORMS = {
@@ -27,7 +27,7 @@ FORMS = {
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Float32 products in float32, and not in TF32."""
+    """Computes products of float32 numbers in float32 instead of TF32."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -73,8 +73,8 @@ def test_outputs_gradients_and_codebook_equal_those_of_the_cpu(options):
         )
         total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
         for name, gradient in expected.items():
-            # In the paper's form, attention between regions is saturated: its gradients are differences of much larger
-            # numbers, and so are those of everything before it.
+            # In the `paper` form, attention between regions is saturated. Its gradients, and those of everything
+            # before it, are differences of much larger numbers.
             size = total if options == FORMS["paper"] else gradient.norm() + 1e-5 * total
             assert (found[name] - gradient).norm() < 1e-2 * size, name
     for (name, one), (_, other) in zip(on_gpu.named_buffers(), on_cpu.named_buffers()):
@@ -87,7 +87,7 @@ def test_a_step_does_not_wait_for_the_gpu(options, monkeypatch):
     monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args: False)
     model, inputs = tiny_model(**options).cuda().train(), batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    steps(model, inputs)  # what is allocated and looked up once
+    steps(model, inputs)  # allocates and looks up what is needed only once
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -108,7 +108,7 @@ def test_compiled_steps_equal_plain_ones(options):
     inputs = batch()
     expected = steps(plain, inputs)
     with torch.no_grad():
-        compiled(**inputs)  # transformers prepares for returning hidden states once, which cannot be compiled
+        compiled(**inputs)  # the first call prepares for returning hidden states, which cannot be compiled
     found = steps(torch.compile(compiled, fullgraph=True), inputs)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     for (name, one), (_, other) in zip(compiled.named_buffers(), plain.named_buffers()):
@@ -148,12 +148,12 @@ def test_float16_with_a_scaler():
     assert model.quantizer.embed.isfinite().all()
 
 
-def test_flash_kernels_take_the_attention():
+def test_flash_kernels_support_the_attention():
     model, inputs = tiny_model().cuda().eval(), batch()["pixel_values_videos"]
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         with sdpa_kernel(SDPBackend.MATH):
             expected = model.get_video_features(inputs).pooler_output
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error if a shape or a layout has no flash kernel
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises an error if a shape or layout has no flash kernel
             found = model.get_video_features(inputs).pooler_output
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
@@ -176,7 +176,7 @@ def test_a_clip_does_not_depend_on_its_neighbors():
 
 
 class _Collator:
-    """A clip and a caption for each number."""
+    """Returns a batch with a random clip and caption per row, seeded with its number."""
 
     def __call__(self, rows):
         drawn = [torch.Generator().manual_seed(row["number"]) for row in rows]

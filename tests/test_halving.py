@@ -1,4 +1,4 @@
-"""`auto_find_batch_size` halves the batch until it fits, and what is trained is what that batch gives."""
+"""Tests that `auto_find_batch_size` halves the batch until it fits, and then trains as if given that batch size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from .toy_run import DEFAULTS, Collator, Processor
 
 
 class LittleMemory(RegionLearnerTrainer):
-    """Runs out of memory in a step with a larger batch than fits, after others of it were done."""
+    """Runs out of memory on batches larger than `fits`, but only after `from_step` steps."""
 
     fits, from_step = 4, 2
 
@@ -26,7 +26,7 @@ class LittleMemory(RegionLearnerTrainer):
 
 @pytest.fixture(autouse=True)
 def no_garbage_collection(monkeypatch):
-    """Before each try, on whatever other tests left: it takes longer than the runs here."""
+    """Skips the garbage collection before each try. After other tests, it would take longer than the runs."""
     monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda *args, **options: None)
 
 
@@ -71,16 +71,16 @@ def test_corpora_keep_their_proportions(tmp_path):
     assert [part.batch_size for part in found.parts] == [4, 2]
 
 
-def test_it_ends_before_batches_have_no_negatives(tmp_path):
+def test_it_stops_before_batches_have_no_negatives(tmp_path):
     alone = trainer(tmp_path, fits=1, auto_find_batch_size=True)
     with pytest.raises(ValueError, match="auto_find_batch_size: even batches of 2 do not fit in memory"):
         alone.train()
     assert set(alone.tried) == {16, 8, 4, 2}
-    with pytest.raises(ValueError, match="even batches of 4 do not fit in memory"):  # 2 of the other corpus
+    with pytest.raises(ValueError, match="even batches of 4 do not fit in memory"):  # the other corpus has 2
         trainer(tmp_path, parts=(16, 8), fits=1, auto_find_batch_size=True).train()
 
 
-def test_without_it_the_error_is_the_users(tmp_path):
+def test_without_it_the_error_is_raised(tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         trainer(tmp_path).train()
 

@@ -1,4 +1,4 @@
-"""The heads: video classification and question answering over an answer vocabulary."""
+"""Tests of the heads: video classification, and question answering over an answer vocabulary."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def inputs(kind: type, batch: int = 4, **more) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_logits_follow_the_naive_reading(kind):
+def test_logits_match_a_naive_implementation(kind):
     model = tiny_head(kind)
     frame_mask = torch.ones(4, 4)
     frame_mask[1, 2:] = 0
@@ -89,13 +89,13 @@ def test_embeddings_of_question_answering_are_those_of_the_dual_encoder():
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_labels_that_do_not_count(kind):
+def test_labels_that_are_ignored(kind):
     labels = torch.tensor([2, -100, 4, -1])
     for weight in (0.0, 0.5):
         model = tiny_head(kind, region_options={"mask_loss_weight": weight})
         outputs = model(**inputs(kind, labels=labels))
         expected = -sum(outputs.logits[i].log_softmax(0)[labels[i]] for i in (0, 2)) / 2
-        if weight:  # a clip of an unknown class is one all the same
+        if weight:  # a clip of an unknown class (-1) still counts here
             regions = model.video_model(inputs(kind)["pixel_values_videos"]).region_loss
             expected = expected + weight * regions[[0, 2, 3]].mean()
         torch.testing.assert_close(outputs.loss, expected)
@@ -138,7 +138,7 @@ def test_a_new_head_can_learn(kind):
     if kind is ANSWERS:
         layer = model.classifier.question_projection
         x = torch.randn(100, 16)
-        assert 0.5 < layer(x).std() < 2  # the scale of what comes in
+        assert 0.5 < layer(x).std() < 2  # the scale of the input
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
@@ -179,8 +179,8 @@ def test_from_a_dual_encoder_only_the_head_is_new(kind, options, tmp_path, caplo
     assert model.config.id2label[4] == "black"
     assert model(**inputs(kind)).logits.shape == (4, 5)
     assert "classifier" in caplog.text
-    assert "UNEXPECTED" not in caplog.text  # nothing to worry anybody with
-    # Another size of the vocabulary.
+    assert "UNEXPECTED" not in caplog.text  # no message that would worry users
+    # The vocabulary may have another size.
     assert kind.from_pretrained(tmp_path, num_labels=11)(**inputs(kind)).logits.shape == (4, 11)
 
 
@@ -242,7 +242,7 @@ def test_frames_of_another_size(kind):
 @pytest.mark.parametrize("kind", [*HEADS, RegionLearnerModel])
 @torch.no_grad()
 def test_return_dict_of_the_configuration(kind):
-    """Also that of a tower, which has no influence on the whole."""
+    """The `return_dict` of a tower's configuration does not affect the whole model."""
     model = tiny_head(kind, token_dim=8)
     expected = model(**inputs(kind))[0]
     model.config.video_config.return_dict = model.config.text_config.return_dict = False
@@ -254,7 +254,7 @@ def test_return_dict_of_the_configuration(kind):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_what_a_head_leaves_out_is_told(kind, caplog, monkeypatch):
+def test_what_a_head_leaves_out_is_reported(kind, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     warning_once.cache_clear()
     tiny_head(kind, token_dim=8)
@@ -277,7 +277,7 @@ def test_errors():
         model(pixel_values_videos=clips(2))
 
 
-# Run where `import region_learner` fails: loads folders as remote code, runs them, trains a new head, saves again.
+# `import region_learner` fails in this script. It loads models as remote code, runs and saves them, and trains heads.
 WITHOUT_PACKAGE = """
 import sys
 sys.modules["region_learner"] = None
@@ -372,7 +372,7 @@ with open(sys.argv[3], "w") as file:
 
 @pytest.mark.parametrize("package", ["with the package", "without the package"])
 def test_the_pipeline_of_transformers_classifies_a_file(package, tmp_path):
-    """`top_k` names and probabilities, of as many frames as the model has temporal positions, or as one asks for."""
+    """It returns `top_k` names and probabilities, from as many frames as the model has positions, or as requested."""
     model = tiny_head(CLASSIFICATION)
     model.save_pretrained(tmp_path / "model")
     processor = RegionLearnerVideoProcessor.for_image_size(32, num_frames=2)

@@ -1,4 +1,4 @@
-"""Saving, loading and publishing: with the package, as remote code without it, and by name through a local Hub."""
+"""Tests saving, loading and publishing: with the package, as remote code without it, and by name from a local Hub."""
 
 import ast
 import inspect
@@ -33,10 +33,9 @@ REPO = "tester/region-learner-tiny"
 
 def load_and_run(source, video, captions, save_to=None, **options):
     """
-    Loads all that is in `source` through the Auto classes and runs it. The subprocesses below do so with this
-    function, too.
+    Loads everything in `source` through the Auto classes and runs it. The subprocesses below use this function, too.
 
-    Returns the tensors that come out of the processors and the model, and what was loaded by its name.
+    Returns the tensors that the processors and the model return, and the loaded objects by name.
     """
     loaded = {
         "config": AutoConfig.from_pretrained(source, **options),
@@ -67,8 +66,8 @@ def load_and_run(source, video, captions, save_to=None, **options):
     return tensors, loaded
 
 
-# A process in which `import region_learner` fails. Takes jobs, keyword arguments of `load_and_run` and an `output`
-# folder each, and leaves there the tensors, and in a JSON file what else it found.
+# The script of a process in which `import region_learner` fails. Each job has the arguments of `load_and_run` and an
+# `output` folder, to which the script writes the tensors and a JSON file with everything else it found.
 WITHOUT_PACKAGE = f"""
 import sys
 sys.modules["region_learner"] = None
@@ -107,7 +106,7 @@ for job in json.loads(sys.argv[1]):
     (output / "found.json").write_text(json.dumps(found), encoding="utf-8")
 """
 
-# A process with the package, as its users' are. Pushes twice, both ways there are, and changes the code in between.
+# The script of a process that has the package. It pushes twice, in both possible ways, and then changes the code.
 PUBLISH = """
 import json, sys
 import region_learner
@@ -140,7 +139,7 @@ with open(f"{work}/published.json", "w", encoding="utf-8") as file:
 
 
 def run_python(script: str, *arguments: str, home: Path, **environment: str):
-    """Runs `script` on its own, with its cache of the Hub in `home`; fails with what it has printed."""
+    """Runs `script` in a fresh process with its Hub cache in `home`, and asserts that it succeeds."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -152,7 +151,7 @@ def run_python(script: str, *arguments: str, home: Path, **environment: str):
 
 
 def run_without_package(jobs: dict[str, dict], work: Path, video: Path, home: Path, **environment: str):
-    """Runs the jobs in one process without the package and returns (tensors, what was found) of each by its name."""
+    """Runs the jobs in one process without the package, and returns (tensors, findings) of each job by name."""
     for name, job in jobs.items():
         (work / name).mkdir(parents=True)
         job |= {"output": str(work / name), "video": str(video), "captions": CAPTIONS}
@@ -198,7 +197,7 @@ def video(work):
 
 @pytest.fixture(scope="module")
 def checkpoints(work):
-    """Directories: two dual encoders with their processors, and the video tower alone with its video processor."""
+    """Saves two dual encoders with processors, and a video tower with a video processor. Returns their directories."""
     video_processor = RegionLearnerVideoProcessor.for_image_size(32)
     processor = RegionLearnerProcessor(video_processor, train_tokenizer(CAPTIONS, vocab_size=99, max_length=32))
     saved = {
@@ -215,8 +214,8 @@ def checkpoints(work):
 @pytest.fixture(scope="module")
 def expected(checkpoints, video, work):
     """
-    What the checkpoints give in this process, with the package and so without a flag: (tensors, what was loaded).
-    Saves each once more, in `again`.
+    Returns the results of `load_and_run` for each checkpoint in this process, which needs no flag, as it has the
+    package. Saves each checkpoint again, in `again`.
     """
     again = work / "again"
     return {name: load_and_run(path, str(video), CAPTIONS, again / name) for name, path in checkpoints.items()}
@@ -230,7 +229,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def published(hub, checkpoints, work):
-    """Puts "first", then "second" with changed code, on the Hub."""
+    """Pushes "first" to the Hub, then "second" with changed code."""
     arguments = str(checkpoints["first"]), str(checkpoints["second"]), str(work), REPO
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     run_python(PUBLISH, *arguments, home=work / "publisher", **environment)
@@ -243,7 +242,7 @@ def by_name(published: dict) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def remote(hub, published, checkpoints, video, work):
-    """Loads directories, and by name from the Hub, in one process without the package."""
+    """Loads models from directories and by name from the Hub, in one process without the package."""
     jobs = {
         name: {"source": str(checkpoints[name]), "save_to": str(work / f"{name}-remote")}
         for name in ("first", "video")
@@ -256,7 +255,7 @@ def remote(hub, published, checkpoints, video, work):
 
 @pytest.fixture(scope="module")
 def offline(hub, published, remote, video, work):
-    """Loads by name what `remote` has loaded before, now that the Hub is gone."""
+    """Loads again, after the Hub has stopped, what `remote` loaded by name."""
     hub.stop()
     environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
     return run_without_package(by_name(published), work / "offline", video, home=work / "user", **environment)
@@ -277,8 +276,8 @@ def test_source_files_are_those_of_the_package(checkpoints):
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_source_files_need_only_each_other_and_the_platform(name):
-    """Siblings, what transformers needs for videos, and optional packages inside of `try`. No client for HTTP."""
+def test_source_files_import_only_siblings_and_allowed_packages(name):
+    """Imports are siblings, what transformers needs for videos, and optional packages within `try`; no HTTP client."""
     allowed = {"transformers", "huggingface_hub", "torch", "numpy", "PIL"} | sys.stdlib_module_names
     allowed -= {"http", "urllib", "socket", "ssl", "ftplib"}
     tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
@@ -305,7 +304,7 @@ def test_with_the_package_no_flag_is_needed(expected):
     assert isinstance(expected["video"][1]["model"], region_learner.RegionLearnerVideoModel)
 
 
-def test_loaded_is_what_was_saved(expected):
+def test_loaded_weights_are_those_that_were_saved(expected):
     for name, model in (("first", tiny_model(seed=0)), ("second", tiny_model(seed=1)), ("video", tiny_video_model(2))):
         assert_same_tensors(expected[name][1]["model"].state_dict(), model.state_dict())
     assert not torch.equal(
@@ -316,7 +315,7 @@ def test_loaded_is_what_was_saved(expected):
 @pytest.mark.parametrize("name", ["first", "video"])
 def test_saving_again_changes_nothing(checkpoints, expected, video, work, name):
     once, twice = read_directory(checkpoints[name]), read_directory(work / "again" / name)
-    # Loading tells the configurations of the parts, too, what dtype they are in.
+    # Loading also sets the dtype in the configurations of the towers.
     config = json.loads(once.pop("config.json"))
     for part in {"video_config", "text_config"} & config.keys():
         config[part]["dtype"] = config["dtype"]
@@ -335,7 +334,7 @@ def test_bfloat16_leaves_the_codebook_in_float32(expected, tmp_path, name):
     assert {key.rpartition(".")[2] for key in codebook} >= {"embed", "embed_avg", "cluster_size", "cluster_sum"}
     assert_same_tensors({key: value for key, value in half.state_dict().items() if key in codebook}, codebook)
 
-    # Saved and loaded so, too; and it can be trained, which counts in integers.
+    # The same holds after saving and loading. The model can be trained, which counts updates in integers.
     half.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path)
     assert_same_tensors(again.state_dict(), half.state_dict())
@@ -344,7 +343,7 @@ def test_bfloat16_leaves_the_codebook_in_float32(expected, tmp_path, name):
     assert tower.region_module.quantizer.num_updates == 1
 
 
-def test_a_processor_saves_nothing_of_its_calls(checkpoints, tmp_path):
+def test_a_processor_does_not_save_options_of_calls(checkpoints, tmp_path):
     processor = AutoProcessor.from_pretrained(checkpoints["first"])
     assert processor(text=CAPTIONS, max_length=3, padding="max_length")["input_ids"].shape == (2, 3)
     processor.save_pretrained(tmp_path)
@@ -404,7 +403,7 @@ def test_push(published, expected, hub, work):
     assert pinned == read_directory(work / "again" / "first") | {"README.md": card}
     assert second == read_directory(work / "again" / "second") | {"README.md": card}
     assert latest["modeling_region_learner.py"] == second["modeling_region_learner.py"] + b"\n# A later version.\n"
-    assert "PUT /lfs/" in "\n".join(hub.requests)  # weights went the way of large files
+    assert "PUT /lfs/" in "\n".join(hub.requests)  # weights were uploaded as large files
 
 
 def test_by_name_with_the_package(published, expected):
@@ -427,7 +426,7 @@ def test_pinned_revision(remote, expected):
     assert found["modeling"] == (PACKAGE / "modeling_region_learner.py").read_text(encoding="utf-8")
 
 
-def test_loaded_by_name_saves_what_was_published(remote, hub, published, work):
+def test_saving_a_model_loaded_by_name_gives_what_was_published(remote, hub, published, work):
     latest = dict(hub.repositories[REPO].commits[published["latest"]])
     del latest["README.md"]
     assert read_directory(work / "latest-remote") == latest

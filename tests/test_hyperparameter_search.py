@@ -1,4 +1,4 @@
-"""`hyperparameter_search` of the Trainer: each trial trains a new model with the arguments that it says."""
+"""Tests for `hyperparameter_search` of the Trainer, in which each trial trains a new model with its own arguments."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ optuna = pytest.importorskip("optuna")
 
 
 class Recording(RegionLearnerTrainer):
-    """Keeps what each trial trained with, and what came of it."""
+    """Records the batch sizes, learning rate, frozen parts and trained weights of each trial."""
 
     def __init__(self, *args, **kwargs):
         self.trials = []
@@ -48,7 +48,7 @@ def trainer(folder, parts=(4,), trainer_class=Recording, **options):
 
 
 def search(made, space, **values):
-    """One trial for each combination of `values`."""
+    """Runs one trial for each combination of `values`."""
     sampler = optuna.samplers.GridSampler(values, seed=0)
     trials = len(list(sampler._all_grids))
     return made.hyperparameter_search(space, n_trials=trials, direction="minimize", sampler=sampler, backend="optuna")
@@ -60,7 +60,7 @@ def assert_same_weights(found, given):
 
 
 def test_trials_have_their_batch_size_and_learning_rate(tmp_path):
-    """Each equals a run that was given its arguments, whatever the trials before it."""
+    """Each trial equals a single run with its arguments, regardless of the trials before it."""
     values = {"per_device_train_batch_size": [4, 16], "learning_rate": [0.001, 0.02]}
     made = trainer(tmp_path / "search", parts=(4, 2), save_strategy="steps", save_steps=2)
     best = search(made, lambda trial: {name: trial.suggest_categorical(name, of) for name, of in values.items()},
@@ -78,7 +78,7 @@ def test_trials_have_their_batch_size_and_learning_rate(tmp_path):
 
 
 def test_freeze_under_model_init(tmp_path):
-    """All trials are frozen; and where a trial says what is, what the one before it froze is not."""
+    """`freeze` applies to all trials. If trials set it, each trial freezes only its own parts."""
     rates = {"learning_rate": [0.001, 0.002]}
     made = trainer(tmp_path, freeze=["text_model"])
     search(made, lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [0.001, 0.002])}, **rates)
@@ -105,7 +105,7 @@ def test_a_batch_without_negatives_is_refused(tmp_path):
 
 
 class LittleMemory(Recording):
-    """Has no memory for more than 4 clips."""
+    """Runs out of memory with more than 4 clips."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if len(inputs["pixel_values_videos"]) > 4:

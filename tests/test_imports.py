@@ -1,4 +1,4 @@
-"""The package where optional libraries are absent, and what it keeps out of itself."""
+"""Tests of imports: what works without optional libraries, what is loaded when, and the Auto classes."""
 
 import ast
 import pickle
@@ -61,7 +61,7 @@ def test_decoding_without_av_says_so(monkeypatch, tmp_path):
 
 
 def imported(path) -> set[str]:
-    """The modules a file imports, relative ones with their dots."""
+    """Returns the modules that a file imports. Relative ones start with dots."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def imported(path) -> set[str]:
     return names
 
 
-def test_importing_the_package_loads_no_other():
+def test_importing_the_package_loads_no_large_library():
     script = (
         "import region_learner, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
@@ -112,7 +112,7 @@ def test_all_output_classes_are_public():
 
 
 def test_dir_is_complete_before_anything_is_used():
-    """All that `dir` lists can be had, also packages that nothing has imported."""
+    """Everything that `dir` lists is accessible, including packages that nothing has imported."""
     script = """
 import os, region_learner
 before = dir(region_learner)
@@ -129,15 +129,15 @@ print("fine")
     assert done.stdout.strip() == "fine", done.stderr[-2000:]
 
 
-# Ways to get at this package before the Auto classes are used. Each registers our classes, in whatever order.
+# Ways to import this package before the Auto classes are used. Each registers our classes, in any order of imports.
 ORDERS = [
     # Looking for a module does not import it.
     "import importlib.util, region_learner; importlib.util.find_spec('transformers'); import transformers",
     "import transformers.models.auto.modeling_auto, region_learner",
     "import region_learner.modeling_region_learner",
-    # What a spawned process does with an object that it is sent.
+    # What a spawned process does with an object that it receives.
     "import pickle; pickle.loads(PICKLED)",
-    # An import of ours that fails leaves registration to the next.
+    # If an import of this package fails, the next one registers the classes.
     """
 import sys, region_learner
 sys.modules["region_learner.configuration_region_learner"] = None
@@ -160,7 +160,7 @@ MORE_ORDERS = [
     "import region_learner.video_processing_region_learner",
     "import region_learner.loading",
     "import region_learner.training",
-    # Several threads that import at once.
+    # Several threads import at once.
     """
 import region_learner, threading, importlib
 names = ["transformers", "region_learner.modeling_region_learner", "region_learner.processing_region_learner"]
@@ -184,7 +184,7 @@ assert not any(finder.__class__.__module__.startswith("region_learner") for find
 
 
 @pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["few", "more"])
-def test_the_auto_classes_know_ours_whatever_is_imported_first(tmp_path, orders):
+def test_the_auto_classes_know_our_classes_whatever_is_imported_first(tmp_path, orders):
     model = tiny_model(text=tiny_text_config(vocab_size=200))
     tokenizer = train_tokenizer(["a caption"], 99, 32)
     for part in (model, RegionLearnerProcessor(RegionLearnerVideoProcessor(), tokenizer)):
@@ -195,7 +195,7 @@ def test_the_auto_classes_know_ours_whatever_is_imported_first(tmp_path, orders)
         assert done.returncode == 0, f"{order}\n{done.stderr[-3000:]}"
 
 
-def test_the_model_knows_nothing_of_training():
+def test_files_of_the_model_import_only_each_other():
     for path in PACKAGE.glob("*_region_learner.py"):
         relative = {name for name in imported(path) if name.startswith(".")}
         siblings = {f".{other.stem}" for other in PACKAGE.glob("*_region_learner.py")}

@@ -1,4 +1,4 @@
-"""Running a model without training it: modes that are restored, shared labels, uniform evaluators, progress bars."""
+"""Tests for running a model without training it: restored modes, special labels, evaluators and progress bars."""
 
 import inspect
 import io
@@ -28,7 +28,7 @@ def modes(model: torch.nn.Module) -> dict[str, bool]:
     return {name: module.training for name, module in model.named_modules()}
 
 
-def test_every_module_is_put_back_into_its_mode():
+def test_the_mode_of_every_module_is_restored():
     model = tiny_model().train()
     model.text_model.eval()  # frozen
     before = modes(model)
@@ -69,7 +69,7 @@ def test_codebook_use_and_embeddings_leave_the_mode_as_it_was():
     assert modes(model) == before[0]
 
 
-def test_losses_and_metrics_mean_the_same_labels():
+def test_losses_and_metrics_handle_special_labels():
     config = tiny_model().config
     config.id2label = {0: "a", 1: "b"}
     model = RegionLearnerForVideoClassification(config).eval()
@@ -79,7 +79,7 @@ def test_losses_and_metrics_mean_the_same_labels():
     assert torch.allclose(model(pixel_values_videos=videos, labels=labels).loss, both.loss)  # both are left out
     logits = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]).numpy()
     found = compute_classification_metrics(EvalPrediction(logits, labels.numpy()))
-    assert found["top1"] == pytest.approx(100 / 3)  # of three rows: an unknown answer is wrong
+    assert found["top1"] == pytest.approx(100 / 3)  # of three rows, because an unknown answer is wrong
 
 
 def test_every_evaluation_takes_the_same_arguments():
@@ -106,7 +106,7 @@ def test_a_bar_is_shown_on_a_terminal_only(terminal, show, monkeypatch, capsys):
     bar = progress_bar(range(3), "embedding videos", show=show)
     assert (not bar.disable) == (terminal and show)
     if not bar.disable:
-        bar.delay = 0  # it would wait for a second
+        bar.delay = 0  # otherwise, it would wait for a second
     assert list(bar) == [0, 1, 2]
     assert ("embedding videos" in errors.getvalue()) == (terminal and show)
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Ctrl-C during commands that take long: they end at once, with exit code 130 and one line on how to continue."""
+"""Tests of Ctrl-C during long commands: they end with exit code 130 and one line on how to continue."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ def videos(tmp_path_factory):
 
 
 def run_command(command: list[str], folder: Path, log: Path):
-    """In a process and a process group of its own."""
+    """Runs a command in its own process group."""
     os.setsid()
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -40,7 +40,7 @@ def run_command(command: list[str], folder: Path, log: Path):
 
 
 def interrupt(command: list[str], started, folder: Path) -> tuple[int, str]:
-    """Exit code and messages of a command that has got so far, after Ctrl-C, which goes to all of its processes."""
+    """Sends Ctrl-C to all processes of a command once `started` is true. Returns its exit code and messages."""
     log = folder / "messages"
     process = multiprocessing.get_context("forkserver").Process(target=run_command, args=(command, folder, log))
     process.start()
@@ -67,7 +67,7 @@ def checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_evaluation(videos, checkpoint, tmp_path):
-    """While it starts the processes that decode, or soon after."""
+    """The interruption comes while decoding processes start, or soon after."""
     command = ["evaluate", checkpoint, "--data-dir", str(videos), "--split", "all", "--workers", "2"]
     code, messages = interrupt(command, lambda: len(processes_of(tmp_path)) >= 3, tmp_path)
     assert code == 130

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, against runs that are not: every bit of losses, weights and codebook."""
+"""Tests that killed runs resume bit-for-bit: losses, weights and codebook equal those of uninterrupted runs."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from region_learner.training.checkpoints import COMPLETE, incompleteness
 
 from .toy_run import launch, run
 
-# Eight steps of three epochs; dropout and seeds of rows use random numbers.
+# Eight steps of three epochs. Dropout and the seeds of rows use random numbers.
 OPTIONS = {
     "max_steps": 8,
     "rows": 24,
@@ -39,7 +39,7 @@ def same(resumed: dict, whole: dict):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Uninterrupted runs, by the options they are of."""
+    """Returns a function that gives the results of an uninterrupted run, which runs once for the same options."""
     results = {}
 
     def get(processes, **options):
@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
         pytest.param(1, {}, {"kill_at": 1}, marks=pytest.mark.slow),  # before the first checkpoint
         (1, {}, {"kill_at": 3}),  # between two checkpoints
         pytest.param(1, {}, {"kill_at": 7}, marks=pytest.mark.slow),  # in the second epoch
-        (1, {}, {"kill_while_saving": 4}),  # the checkpoint before has to do
+        (1, {}, {"kill_while_saving": 4}),  # the run resumes from the previous checkpoint
         (1, {"dataloader_num_workers": 2, "image_rows": 30, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
         (1, {"shards": 4, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2}, {"kill_at": 5}),
         (1, {"gradient_cache_chunk": 2}, {"kill_at": 3}),
@@ -75,7 +75,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path, whole, processes, options, ki
         same(ours, expected)
 
 
-def test_checkpoints_cut_off_are_passed_over(tmp_path, caplog):
+def test_incomplete_checkpoints_are_skipped(tmp_path, caplog):
     options = OPTIONS | {"save_total_limit": None}
     expected = run(tmp_path / "whole", **options)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
@@ -106,8 +106,8 @@ def test_old_checkpoints_go_when_the_new_one_is_complete(tmp_path):
     assert all(incompleteness(tmp_path / name) is None for name in left)
 
 
-def test_a_checkpoint_that_is_written_over_is_not_complete(tmp_path):
-    """A run in a directory that was used before, killed while it saves: of two runs a half each."""
+def test_a_partly_overwritten_checkpoint_is_not_complete(tmp_path):
+    """A run in a used directory is killed while it saves, which leaves a checkpoint with files of two runs."""
     options = OPTIONS | {"max_steps": 4}
     run(tmp_path, **options)
     codes = launch(tmp_path, 1, check=False, **options | {"seed": 1, "kill_while_saving": 4})
@@ -122,7 +122,7 @@ def test_unreadable_videos_are_remembered(tmp_path):
     whole = json.loads((tmp_path / "unreadable_videos.json").read_text())
     assert set(whole) == {"3", "11"}
     shutil.rmtree(tmp_path / "checkpoint-8")
-    run(tmp_path, resume=True, **options | {"bad": ()})  # none is met again in the last steps
+    run(tmp_path, resume=True, **options | {"bad": ()})  # the last steps do not read them
     assert json.loads((tmp_path / "unreadable_videos.json").read_text()) == whole
 
 

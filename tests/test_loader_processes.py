@@ -1,4 +1,4 @@
-"""Loader processes that are killed, stopped or hang: one line names what was being read."""
+"""Tests of loader processes that are killed, stopped or hang: one line names what was being read."""
 
 import multiprocessing
 import os
@@ -54,7 +54,7 @@ def test_a_process_that_is_killed():
 
 
 def test_a_process_that_is_killed_while_the_model_works():
-    """Where PyTorch would raise in the midst of the step."""
+    """PyTorch alone would raise an error in the middle of the step."""
     ended = []
 
     def step(batch):
@@ -89,13 +89,13 @@ def test_a_stopped_process_ends_when_another_is_killed():
     assert not multiprocessing.active_children()
 
 
-def test_errors_of_the_data_set_are_its_own():
+def test_errors_of_the_dataset_are_raised_unchanged():
     with pytest.raises(RuntimeError, match="a fault of the data set"):
         read(Clips("error"))
 
 
 def kill_at_b(videos, return_tensors):
-    """In the place of a video processor."""
+    """Replaces a video processor."""
     if videos == ["b.mp4"]:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"pixel_values_videos": torch.zeros(1, 1, 3, 2, 2)}

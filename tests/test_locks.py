@@ -1,4 +1,4 @@
-"""Locks: of a directory that another run writes to, while waiting, and where the file system has none."""
+"""Tests locks of directories: held by another run, waited for, and on file systems without locks."""
 
 import errno
 import logging
@@ -23,7 +23,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_is_refused_and_a_killed_one_lets_go(tmp_path):
+def test_a_second_run_is_refused_and_a_killed_run_releases_its_lock(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "locked\n"
@@ -38,7 +38,7 @@ def test_a_second_run_is_refused_and_a_killed_one_lets_go(tmp_path):
         pass
 
 
-def test_waiting_is_said(tmp_path, caplog):
+def test_waiting_is_logged(tmp_path, caplog):
     inside = threading.Event()
 
     def wait():

@@ -1,4 +1,4 @@
-"""The losses against double loops, with several captions of one video, padding and several processes."""
+"""Compares the losses with double loops, with several captions per video, padding and several processes."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ LOSSES = {
         text, video, MARGIN, ids, negative_text_embeds=wrong
     ),
 }
-# Of a model that learns all that its loss can learn.
+# Options of models that learn every parameter their loss can learn.
 OPTIONS = {
     "infonce": {"learn_temperature": True},
     "sigmoid": {"loss": "sigmoid", "learn_temperature": True, "sigmoid_bias": BIAS},
@@ -61,7 +61,7 @@ OPTIONS = {
 def naive_loss(
     name: str, text: torch.Tensor, video: torch.Tensor, ids: list[int], wrong: Sequence[torch.Tensor] = ()
 ) -> float:
-    """One pair of text and video at a time."""
+    """Computes a loss, one pair of text and video at a time."""
     real = [i for i in range(len(text)) if ids[i] >= 0]
     similarity = {(i, j): float(text[i].double() @ video[j].double()) for i in real for j in real}
     negatives = [(i, j) for i in real for j in real if ids[i] != ids[j]]
@@ -96,7 +96,7 @@ def embeddings(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("ids", IDS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_equals_a_double_loop(name, ids):
+def test_losses_equal_a_double_loop(name, ids):
     text, video = embeddings()
     wrong = F.normalize(video[[0, 2, 0]] + 0.5 * text[[1, 3, 4]], dim=-1)
     ids = IDS[ids]
@@ -116,12 +116,12 @@ def test_padding_gets_no_gradient(name):
         assert gradient[[0, 2, 4]].any(1).all() or name == "max_margin"
     text, video = (x.requires_grad_() for x in embeddings())
     loss = LOSSES[name](text, video, torch.full((5,), -1))
-    loss.backward()  # of nothing: no harm done
+    loss.backward()  # padding alone must not break the backward pass
     assert loss == 0
     assert not text.grad.any()
 
 
-def test_the_model_computes_what_its_configuration_names():
+def test_the_model_computes_the_configured_loss():
     ids = torch.tensor([5, 6, 5, -1])
     inputs = {**texts(4), "pixel_values_videos": clips(4), "video_ids": ids, "return_loss": True}
     for name, options in OPTIONS.items():
@@ -149,7 +149,7 @@ def test_every_parameter_gets_a_gradient(name):
     assert not {n for n in without if not n.endswith("k_lin.bias")}  # a softmax cancels these
 
 
-def test_the_bias_is_there_for_the_sigmoid_loss_alone(tmp_path):
+def test_only_the_sigmoid_loss_has_a_bias(tmp_path):
     for loss in ("infonce", "max_margin"):
         assert tiny_model(loss=loss).logit_bias is None
         assert not any("logit_bias" in name for name in tiny_model(loss=loss).state_dict())
@@ -188,8 +188,8 @@ MODELS["words and regions"] = lambda: tiny_model(codebook_size=0, token_dim=8, p
 
 def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    Loss and gradients of a model of `MODELS` for some rows of a batch of four, of which one is padding and two are of
-    one video (or one is of a class that the model does not have, and one is padding).
+    Returns the loss and gradients of a model of `MODELS` for some rows of a batch of four. One row is padding, and two
+    belong to the same video. For "classes", one row is padding, and another has a class that the model does not have.
     """
     model = MODELS[name]().double().train()
     called = DistributedDataParallel(model) if parallel else model
@@ -198,7 +198,7 @@ def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Te
         outputs, labels = called(**inputs), torch.tensor([0, -1, -100, 2])[rows]
         loss = classification_loss(model.config, outputs, labels, gather=parallel)
     else:
-        # The texts of the second process are padded: it has more tokens.
+        # Texts of the second process are padded, so that the processes have different lengths.
         padding = (0, 2) if parallel and rows.start else (0, 0)
         given = {key: F.pad(value[rows], padding) for key, value in texts(4).items()}
         if name.startswith("negatives") and (not parallel or not rows.start):  # the second process has none
@@ -209,7 +209,7 @@ def _gradients(name: str, rows: slice, parallel: bool = False) -> tuple[torch.Te
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def test_the_models_loss_is_that_of_the_functions():
+def test_the_models_loss_equals_the_loss_functions():
     for name in MODELS:
         model = MODELS[name]()
         inputs = {"pixel_values_videos": clips(4)}
@@ -234,7 +234,7 @@ def test_the_models_loss_is_that_of_the_functions():
 
 @pytest.mark.parametrize("name", ["infonce", "sigmoid", "max_margin", "tokens"])
 def test_wrong_texts_are_negatives_of_all_videos(name):
-    """As if they were the texts of further pairs, whose videos nothing is compared with."""
+    """Wrong texts count like texts of additional pairs whose videos are not compared with anything."""
     model = tiny_model(token_dim=8, phrase_window=3) if name == "tokens" else tiny_model(**OPTIONS[name])
     negatives = {f"negative_{key}": value for key, value in texts(3, seed=8).items()}
     with torch.no_grad():
@@ -279,7 +279,7 @@ SPLITS = {"even": 2, "uneven": 3}  # rows of the first process
 
 
 def _wrong_batches(rank: int) -> dict[str, tuple]:
-    """Texts, videos and ids of a process, of which one process could not know that they are wrong."""
+    """Returns texts, videos and ids of a process that are wrong only in comparison with the other process."""
     text, video = embeddings(4)
     ids = torch.arange(4)
     return {
@@ -296,7 +296,7 @@ def _worker(rank: int, store: str, result_file: str):
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     results = {"shapes": set(), "errors": {}}
-    if rank == 0:  # a model in training mode in one of the processes alone
+    if rank == 0:  # a model is in training mode in one process only
         model = tiny_model(learn_temperature=True).train()
         model(**texts(3), pixel_values_videos=clips(3), return_loss=True).loss.backward()
         results["alone"] = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -335,7 +335,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", MODELS)
 def test_two_processes_equal_one_with_the_whole_batch(two_processes, name, split):
-    """Loss and gradients, those of temperature and bias too."""
+    """Loss and gradients are equal, including those of temperature and bias."""
     loss, gradients = _gradients(name, slice(4))
     assert any(gradient.any() for gradient in gradients.values())
     for results in two_processes:
@@ -345,8 +345,8 @@ def test_two_processes_equal_one_with_the_whole_batch(two_processes, name, split
             torch.testing.assert_close(theirs[parameter], gradient, rtol=1e-6, atol=1e-9, msg=parameter)
 
 
-def test_each_process_compares_its_own_rows_alone(two_processes):
-    local = {(2, 2), (1, 1), (3, 3)}  # of the outputs `logits_per_video`
+def test_each_process_compares_only_its_own_rows(two_processes):
+    local = {(2, 2), (1, 1), (3, 3)}  # shapes of the output `logits_per_video`
     for rank, results in enumerate(two_processes):
         rows = (2, 3) if rank == 0 else (2, 1)
         assert results["shapes"] - local == {(own, others) for own in rows for others in (4, 4 + 3)}  # 3 wrong texts
@@ -378,7 +378,7 @@ def test_a_model_in_training_mode_needs_no_other_process(two_processes):
 
 
 def test_pairs_are_found_once(monkeypatch):
-    """With several processes, each time would wait for all of them."""
+    """With several processes, finding the pairs waits for all of them, so it is done only once."""
     found = []
     of = loss_region_learner._Pairs.of
     monkeypatch.setattr(loss_region_learner._Pairs, "of", lambda *args: found.append(args) or of(*args))

@@ -1,4 +1,4 @@
-"""Metadata as people have it: what table programs, pandas and other systems make of captions, ids and file names."""
+"""Tests for real-world metadata: captions, ids and file names as spreadsheets, pandas and other systems write them."""
 
 import json
 import unicodedata
@@ -23,7 +23,7 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café.mp4") for form in ("N
 
 
 def write(directory: Path, form: str, rows: list[dict], videos=None) -> Path:
-    """A metadata file of the form, and an empty file for each video: nothing here is decoded."""
+    """Writes a metadata file, and an empty file for each video, because no test decodes them."""
     path = directory / f"metadata.{form}"
     if form == "csv":
         path.write_text(pd.DataFrame(rows).to_csv(index=False))
@@ -67,18 +67,18 @@ def test_a_stray_quote_is_found_in_its_line(tmp_path, content, message):
     assert f"{tmp_path / 'metadata.csv'}, {message}" in refusal(tmp_path)
 
 
-def test_quotes_that_are_meant(tmp_path):
+def test_properly_quoted_fields(tmp_path):
     captions = ['5" screen', 'he said "one", then\ntwo, three', "it's", 'a "b"\nc.mp4 plays, then stops, twice']
     write(tmp_path, "csv", [{"file_name": f"{i}.mp4", "text": text} for i, text in enumerate(captions)])
     assert load_corpus("folder", tmp_path)["captions"][:] == [[text] for text in captions]
 
 
-def test_csv_records_against_the_standard_library(tmp_path):
-    """Of sound files, with line breaks and quotes everywhere, and where each row begins counted by hand."""
+def test_csv_records_of_valid_files(tmp_path):
+    """Fields and line numbers are right even with line breaks and quotes everywhere."""
     rng = np.random.default_rng(0)
     pieces = ["a", "b c", '"', "\n", ",", "é", ""]
     rows = [["".join(rng.choice(pieces, 4)) for _ in range(3)] for _ in range(200)]
-    rows = [[field.replace("\n", "\n-") for field in row] for row in rows]  # no line like a row
+    rows = [[field.replace("\n", "\n-") for field in row] for row in rows]  # no line looks like a row
     text = pd.DataFrame(rows).to_csv(index=False, header=False)
     (tmp_path / "x.csv").write_text(text)
     records = list(csv_records(tmp_path / "x.csv", is_row=lambda fields: False))
@@ -103,7 +103,7 @@ def test_a_stray_quote_in_a_benchmark(tmp_path, corpus, name, header, row):
         (tmp_path / f"video{i}.mp4").touch()
     path.write_text("\n".join(lines) + "\n")
     assert len(load_corpus(corpus, tmp_path, split)) == 5
-    for end in ("", '"'):  # never closed, or in a later row
+    for end in ("", '"'):  # never closed, or closed in a later row
         stray = [*lines]
         stray[2] = stray[2].replace("caption", '"caption')
         stray[4] += end
@@ -112,7 +112,7 @@ def test_a_stray_quote_in_a_benchmark(tmp_path, corpus, name, header, row):
             load_corpus(corpus, tmp_path, split)
 
 
-def test_a_list_separated_otherwise_says_so(tmp_path):
+def test_wrong_table_formats_are_reported(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name;text\na.mp4;one\n")
     assert "its columns are separated by ';' instead of commas" in refusal(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,text,text\na.mp4,one,two\n")
@@ -140,7 +140,7 @@ def test_lists_as_datasets_writes_them(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.mp4").touch()
     text = (tmp_path / "metadata.csv").read_text()
-    if "' '" in text:  # as NumPy writes arrays: where one string ends cannot always be told
+    if "' '" in text:  # NumPy's format for arrays, in which the end of a string can be ambiguous
         assert "captions looks like a list but is not a JSON list" in refusal(tmp_path)
     else:
         assert load_corpus("folder", tmp_path)["captions"][:] == captions
@@ -174,7 +174,7 @@ def test_missing_values_that_became_words(tmp_path, form, word):
     assert f"no caption in column 'text' of {number} (b.mp4)" in refusal(tmp_path)
 
 
-def test_missing_values_of_pandas_are_those():
+def test_missing_values_of_pandas_are_recognized():
     missing = pd.Series([np.nan, None, pd.NA, pd.NaT], dtype=object)
     assert {str(value) for value in missing} <= MISSING_WORDS
     assert [read_captions(value) for value in missing] == [[]] * 4
@@ -196,7 +196,7 @@ def test_missing_words_are_left_out_of_benchmarks_and_shards(tmp_path, caplog):
     assert "1 sample without a caption left out (a)" in caplog.text
 
 
-def test_the_text_of_a_list_runs_nothing():
+def test_lists_written_as_text_are_not_executed():
     for text in ("[__import__('os')]", "['a', open('x')]", "['a'.upper()]", "[" * 100_000 + "'a'" + "]" * 100_000):
         with suppress(UnfitValueError):
             assert read_captions(text) == [text]
@@ -234,7 +234,7 @@ def test_the_id_0_is_an_id(tmp_path, form):
 
 @FORMS
 def test_ids_that_became_decimal_numbers(tmp_path, form):
-    """As pandas makes them of integers where one is missing."""
+    """Pandas turns integers into decimal numbers if one is missing."""
     frame = pd.DataFrame({"file_name": ["a.mp4", "b.mp4"], "text": "x", "video_id": [12, None]})
     rows = frame.to_dict("records") if form == "csv" else frame.iloc[:1].to_dict("records")
     write(tmp_path, form, rows)
@@ -244,7 +244,7 @@ def test_ids_that_became_decimal_numbers(tmp_path, form):
 
 
 def test_ids_that_are_decimal_numbers(tmp_path):
-    """Such as seconds: not all of them are whole."""
+    """Decimal ids, such as seconds, are accepted if not all of them are whole numbers."""
     write(tmp_path, "csv", [{"file_name": f"{i}.mp4", "text": "x", "video_id": i} for i in ("1.0", "1.5")])
     assert load_corpus("folder", tmp_path)["video_id"][:] == ["1.0", "1.5"]
 
@@ -290,24 +290,24 @@ def test_names_in_other_forms(tmp_path, form, named, there, video_id):
     assert Path(row["video"]).is_file()
 
 
-def test_rows_of_one_file_in_several_forms_are_one(tmp_path):
+def test_rows_that_spell_one_file_differently_are_merged(tmp_path):
     names = ["clips/a.mp4", "./clips/a.mp4", "clips\\a.mp4", COMPOSED, DECOMPOSED]
     rows = [{"file_name": name, "text": str(i)} for i, name in enumerate(names)]
     write(tmp_path, "jsonl", rows, videos=["clips/a.mp4", DECOMPOSED])
     assert load_corpus("folder", tmp_path)["captions"][:] == [["0", "1", "2"], ["3", "4"]]
 
 
-def test_two_files_whose_names_look_alike_are_two(tmp_path):
+def test_files_whose_names_look_alike_are_distinct(tmp_path):
     rows = [{"file_name": name, "text": "x", "video_id": str(i)} for i, name in enumerate((COMPOSED, DECOMPOSED))]
     write(tmp_path, "jsonl", rows)
     assert [Path(video).name for video in load_corpus("folder", tmp_path)["video"]] == [COMPOSED, DECOMPOSED]
     (tmp_path / "b").mkdir()
-    write(tmp_path / "b", "jsonl", [{"file_name": "x\\y.mp4", "text": "x"}])  # as it was unpacked
+    write(tmp_path / "b", "jsonl", [{"file_name": "x\\y.mp4", "text": "x"}])  # unpacking can create such a name
     assert load_corpus("folder", tmp_path / "b")["video"][0] == str(tmp_path / "b" / "x\\y.mp4")
 
 
 @pytest.mark.parametrize("name", ["..\\a.mp4", "x\\..\\..\\a.mp4", "C:\\data\\a.mp4", "\\\\server\\a.mp4", "c:/a.mp4"])
-def test_names_that_lead_outside_as_on_windows(tmp_path, name):
+def test_windows_names_that_lead_outside(tmp_path, name):
     write(tmp_path, "jsonl", [{"file_name": name, "text": "x"}], videos=[])
     assert "metadata.jsonl, line 1: file_name" in (message := refusal(tmp_path))
     assert "leads outside of" in message
@@ -353,7 +353,7 @@ def test_all_files_missing_says_where_they_may_be(tmp_path, named, there, messag
     for name in there:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).touch()
-    if message.endswith("is empty"):  # the directory of the file itself
+    if message.endswith("is empty"):  # the directory of the file itself is empty
         (root / "clips").mkdir()
         write(metadata, "jsonl", [{"file_name": "../clips/a.mp4", "text": "x"}], videos=[])
         named, message = "clips/a.mp4", "but {0}/clips is empty"
@@ -376,7 +376,7 @@ def test_some_files_missing_names_the_flag(tmp_path):
         load_corpus("msvd", tmp_path, "train")
 
 
-# --- Columns of the user's own -------------------------------------------------------------------------------
+# --- Custom columns ------------------------------------------------------------------------------------------
 
 DEEP = "[" * 40 + "]" * 40
 BOTTOMLESS = "[" * 200_000 + "]" * 200_000
@@ -390,7 +390,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("message", "value"), UNFIT.items(), ids=range(len(UNFIT)))
-def test_columns_that_no_data_set_can_hold(tmp_path, message, value):
+def test_values_that_no_dataset_can_hold(tmp_path, message, value):
     line = f'{{"file_name": "a.mp4", "text": "x", "n": [{{"m": {value}}}]}}'
     (tmp_path / "metadata.jsonl").write_text(line)
     text = refusal(tmp_path)
@@ -402,7 +402,7 @@ def test_columns_that_no_data_set_can_hold(tmp_path, message, value):
 
 
 @pytest.mark.parametrize("column", ["text", "file_name", "video_id"])
-def test_half_a_character_in_our_columns(tmp_path, column):
+def test_unpaired_surrogates_in_our_columns(tmp_path, column):
     row = {"file_name": "a.mp4", "text": "x", "video_id": "i"} | {column: "a\ud800"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
     assert f"metadata.jsonl, line 1: {column} has an unpaired surrogate" in refusal(tmp_path)

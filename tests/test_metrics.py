@@ -1,4 +1,4 @@
-"""Retrieval metrics against a naive reading: sort, and give ties the mean of their ranks."""
+"""Compares retrieval metrics with a naive implementation, which sorts and gives ties the mean of their ranks."""
 
 import tracemalloc
 import warnings
@@ -43,7 +43,7 @@ def naive(text, video, owners, ids):
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("ties", [False, True])
-def test_equals_a_naive_reading(seed, ties):
+def test_metrics_equal_a_naive_implementation(seed, ties):
     rng = np.random.default_rng(seed)
     videos, texts = rng.integers(2, 40), rng.integers(1, 90)
     draw = (lambda n: rng.integers(-1, 2, (n, 3)).astype(float)) if ties else (lambda n: rng.normal(size=(n, 6)))
@@ -59,13 +59,13 @@ def test_equals_a_naive_reading(seed, ties):
     assert result == pytest.approx(expected)
 
 
-def test_ties_are_no_hits():
+def test_ties_are_not_hits():
     """A model that gives every input the same embedding is at chance."""
     constant = np.ones((100, 4))
     metrics = retrieval_metrics(constant, constant)
     assert metrics["t2v_R@1"] == metrics["v2t_R@1"] == 0
     assert metrics["t2v_MedR"] == metrics["t2v_MeanR"] == 50.5
-    # equal embeddings tie whatever a matrix product makes of them
+    # equal embeddings tie, whatever the rounding errors of a matrix product
     rng = np.random.default_rng(0)
     video = rng.normal(size=(7, 301)).astype(np.float32)[rng.integers(0, 7, 333)]
     metrics = retrieval_metrics(video, video)
@@ -74,7 +74,7 @@ def test_ties_are_no_hits():
 
 
 def uneven(seed: int, videos: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of videos, some of them met twice, and of the video of each text; some have many, some have none."""
+    """Returns the video id of each text and all video ids, some twice. Some videos have many texts, some have none."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, max(1, videos * 4 // 5), videos)
     return rng.choice(ids, texts, p=(weights := rng.random(videos) ** 6) / weights.sum()), ids
@@ -101,19 +101,19 @@ def test_tiles_pieces_and_threads(monkeypatch, threads, tile, at_once, number_of
 
 @pytest.mark.parametrize("few", [-1, 0.02, 2], ids=["tiles", "mixed", "pairs"])
 @pytest.mark.parametrize("kind", ["close", "collapsed", "cancelling", "a few lengths"])
-def test_what_float32_cannot_tell(monkeypatch, kind, few):
-    """Scores closer than float32 rounds, looked at again one by one, or a tile of them at once."""
+def test_scores_that_float32_cannot_tell_apart(monkeypatch, kind, few):
+    """Scores that float32 cannot tell apart are computed again, one by one or a tile at a time."""
     monkeypatch.setattr(metrics, "_FEW", few)
     monkeypatch.setattr(metrics, "_COLUMNS", 64)
     rng = np.random.default_rng(1)
     text, video = rng.normal(size=(150, 32)), rng.normal(size=(130, 32))
-    if kind == "close":  # steps of 1e-9 along a direction that all texts have, and nothing else counts
+    if kind == "close":  # all texts are parallel, and scores differ in steps of 1e-9
         direction = text[0] / np.linalg.norm(text[0])
         text = (1 + 1e-9 * rng.permutation(150)[:, None]) * direction
         video += (0.3 + 1e-9 * rng.permutation(130) - video @ direction)[:, None] * direction
     elif kind == "collapsed":
         text, video = 1 + 1e-5 * text, 1 + 1e-5 * video
-    elif kind == "cancelling":  # large numbers whose products leave nothing but what comes last
+    elif kind == "cancelling":  # large products that cancel, except for the last ones
         text[:, :16] = 1e3 * text[:, 16:]
         video[:, :16] = 1e3
         video[:, 1:16:2] *= -1
@@ -125,7 +125,7 @@ def test_what_float32_cannot_tell(monkeypatch, kind, few):
     assert retrieval_metrics(text, video, owners, ids) == pytest.approx(expected)
     single = retrieval_metrics(text.astype(np.float32), video.astype(np.float32), owners, ids)
     text, video = text.astype(np.float32).astype(float), video.astype(np.float32).astype(float)
-    if kind not in ("collapsed", "close"):  # where embeddings in float32 tie, or all but
+    if kind not in ("collapsed", "close"):  # where float32 embeddings tie, or almost
         assert single == pytest.approx(naive(text, video, owners.tolist(), ids.tolist()))
 
 
@@ -138,7 +138,7 @@ def test_embeddings_of_any_length(length):
     assert retrieval_metrics(text * length, video, owners, ids) == pytest.approx(expected)
     assert retrieval_metrics(text, video * length, owners, ids) == pytest.approx(expected)
     assert retrieval_metrics(text * length, video / length, owners, ids) == pytest.approx(expected)
-    # Equal ones tie, and are not taken for better or worse by the last bit of a matrix product.
+    # Equal embeddings tie, whatever the last bit of a matrix product.
     which = rng.integers(0, 7, 333)
     video = length * rng.normal(size=(7, 301))[which]
     counts = np.bincount(which)
@@ -160,7 +160,7 @@ def test_types(dtype):
         assert retrieval_metrics(text.requires_grad_(), video.T.contiguous().T, owners, ids) == pytest.approx(expected)
 
 
-def test_files_in_memory(tmp_path):
+def test_memory_mapped_files(tmp_path):
     rng = np.random.default_rng(5)
     text, video = rng.normal(size=(2, 90, 8)).astype(np.float32)
     for name, embeds in (("text", text), ("video", video)):
@@ -171,8 +171,8 @@ def test_files_in_memory(tmp_path):
         assert retrieval_metrics(*files) == pytest.approx(naive(text, video, list(range(90)), list(range(90))))
 
 
-def test_precision_asked_for_elsewhere(threads):
-    """Lower precision of float32 products, for training, neither changes ranks nor is changed."""
+def test_lower_float32_precision_does_not_change_ranks(threads):
+    """A lower precision of float32 products, set for training, does not change ranks, and the setting is kept."""
     rng = np.random.default_rng(6)
     video = rng.normal(size=(600, 64)).astype(np.float32)
     text = (video + 0.1 * rng.normal(size=(600, 64))).astype(np.float32)
@@ -206,7 +206,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["different", "equal", "duplicates", "one video"])
 def test_never_holds_the_matrix(threads, kind):
-    threads(1)  # what other threads do is not seen
+    threads(1)  # LargestTensor does not see other threads
     texts, videos, dim = 3_000, 2_500, 4
     rng = np.random.default_rng(7)
     text, video = rng.normal(size=(texts, dim)), rng.normal(size=(videos, dim))
@@ -215,7 +215,7 @@ def test_never_holds_the_matrix(threads, kind):
     if kind == "duplicates":
         text, video = text[np.arange(texts) % 70], video[np.arange(videos) % 70]
     owners, ids = rng.integers(0, videos, texts), np.arange(videos)
-    if kind == "one video":  # whatever is found is right
+    if kind == "one video":  # any video is right
         owners, ids = np.zeros(texts, int), np.zeros(videos, int)
     tracemalloc.start()
     try:
@@ -224,7 +224,7 @@ def test_never_holds_the_matrix(threads, kind):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Of a tile there are two masks, of pairs a piece at a time; the matrix would be 7.5 million numbers.
+    # A tile has two masks, and pairs come in pieces; the whole matrix would have 7.5 million numbers.
     assert largest.numbers <= 2 * 248 * 2040
     assert peak < 8 * texts * videos / 2
     if kind == "equal":
@@ -251,7 +251,7 @@ def test_ranks_of_queries_in_a_gallery():
         best_ranks(queries[:, :2], gallery, relevant)
 
 
-def test_perfect_and_by_default_text_i_is_of_video_i():
+def test_perfect_embeddings_and_default_pairs():
     embeds = np.eye(60)
     metrics = retrieval_metrics(embeds, embeds)
     assert metrics["t2v_R@1"] == metrics["v2t_R@1"] == metrics["t2v_gmean"] == 100
@@ -260,7 +260,7 @@ def test_perfect_and_by_default_text_i_is_of_video_i():
         f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R@1", "R@5", "R@10", "R@50", "MedR", "MeanR", "gmean")
     }
     assert all(type(value) is float for value in metrics.values())
-    for ids in (np.roll(np.arange(60), 7), [f"video {i}" for i in range(60)]):  # whatever the videos are called
+    for ids in (np.roll(np.arange(60), 7), [f"video {i}" for i in range(60)]):  # names of videos do not matter
         assert retrieval_metrics(embeds, embeds, video_ids=ids) == metrics
     with pytest.raises(ValueError, match="60 texts and 59 videos: pass text_video_ids to say"):
         retrieval_metrics(embeds, embeds[1:], video_ids=range(59))
@@ -282,7 +282,7 @@ def test_errors(arguments, message):
         retrieval_metrics(*arguments)
 
 
-def test_trainer_form_leaves_out_fillers_and_repeated_videos():
+def test_trainer_metrics_leave_out_padding_and_repeated_videos():
     rng = np.random.default_rng(0)
     text, video = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
     ids = np.array([11, 12, -1, 13, 12, -1])

@@ -1,4 +1,4 @@
-"""Model cards: what must be in them, and what must not."""
+"""Tests of model cards: what they must contain, and what they must not."""
 
 import ast
 import dataclasses
@@ -60,7 +60,7 @@ MSVD = EvaluationResults(
 
 
 def changed(one: EvaluationResults = MSVD, **changes) -> EvaluationResults:
-    """Fields of `one` changed; mappings are merged."""
+    """Returns a copy of `one` with some fields changed; mappings are merged."""
     old = {name: getattr(one, name) for name in changes}
     return dataclasses.replace(
         one, **{name: old[name] | new if isinstance(new, dict) else new for name, new in changes.items()}
@@ -95,7 +95,7 @@ def folds(several_models: bool = True) -> EvaluationResults:
 
 @pytest.fixture
 def card(tmp_path):
-    """A card of results, which are written to files first."""
+    """Returns a function that writes results to files and returns a card made from them."""
 
     def make(*results, **options) -> str:
         paths = [tmp_path / f"{number}.json" for number in range(len(results))]
@@ -108,7 +108,7 @@ def card(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """Writes a checkpoint with the results.json of its training run."""
+    """Returns a function that writes a checkpoint with the results.json of its training run."""
 
     def make(arguments, weights: bytes = WEIGHTS, **train):
         checkpoint = tmp_path / "checkpoint"
@@ -122,7 +122,7 @@ def run(tmp_path):
 
 
 def parse(text: str):
-    """What a reader sees: headings, tables as rows of cells, code blocks, and all text; no HTML, no links but ours."""
+    """Returns headings, tables (rows of cells), code blocks and all text. Fails on HTML and on foreign links."""
     tokens = MarkdownIt("commonmark").enable("table").parse(ModelCard(text).text)
     headings, tables, blocks, lines = [], [], [], []
     for before, token in zip([None, *tokens], tokens):
@@ -146,7 +146,7 @@ def parse(text: str):
     return headings, tables, blocks, "\n".join(lines)
 
 
-def test_a_card_holds_what_was_measured(card, run):
+def test_a_card_contains_what_was_measured(card, run):
     text = card(MSVD, checkpoint=run({}, unreadable_videos=3), repo="me/mine", license="apache-2.0", title="Mine")
     data = ModelCard(text).data
     assert data.license == "apache-2.0"
@@ -154,7 +154,7 @@ def test_a_card_holds_what_was_measured(card, run):
     assert data.pipeline_tag == "feature-extraction"
     assert {"video-text-retrieval", "text-to-video-retrieval"} <= set(data.tags)
     entries = {(entry.dataset_type, entry.metric_type): entry.metric_value for entry in data.eval_results}
-    assert entries == {("msvd", "t2v_R@1"): 45.68, ("msvd", "t2v_MedR"): 2.0}  # nothing re-scored among the plain ones
+    assert entries == {("msvd", "t2v_R@1"): 45.68, ("msvd", "t2v_MedR"): 2.0}  # without re-scored metrics
     headings, (results, rescored, model), _, seen = parse(text)
     names = ["Results", "Model", "Training", "Use", "Limits"]
     assert [name for tag, name in headings if tag != "h3"] == ["Mine", *names]
@@ -181,7 +181,7 @@ def test_a_card_holds_what_was_measured(card, run):
         assert part in seen, part
 
 
-def test_without_a_training_run_or_licence_the_card_says_so(card):
+def test_without_a_training_run_or_license_the_card_says_so(card):
     text = card(MSVD)
     data = ModelCard(text).data
     assert data.license == "other"
@@ -192,7 +192,7 @@ def test_without_a_training_run_or_licence_the_card_says_so(card):
 # --- Training ------------------------------------------------------------------------------------------------
 
 
-def test_only_how_the_model_was_trained_is_told(card, run, tmp_path):
+def test_paths_and_secrets_are_not_published(card, run, tmp_path):
     secret = tmp_path / "secret"
     arguments = {
         "model": str(secret / "start"),
@@ -227,7 +227,7 @@ def test_only_how_the_model_was_trained_is_told(card, run, tmp_path):
     )
 
 
-def test_the_arguments_that_are_published_exist():
+def test_published_arguments_exist():
     names = {item.name for item in dataclasses.fields(RegionLearnerTrainingArguments)}
     own = {item.name for kind in (ModelArguments, DataArguments) for item in dataclasses.fields(kind)}
     own |= names - {item.name for item in dataclasses.fields(TrainingArguments)}
@@ -239,7 +239,7 @@ def test_the_arguments_that_are_published_exist():
     "content",
     ["{", "[]", '{"train": {}}', '{"train": {"train_loss": "x", "train_runtime": 1}, "arguments": {}}', "{}"],
 )
-def test_a_results_json_that_is_none_of_a_training_run(card, run, content):
+def test_a_results_json_that_is_not_of_a_training_run(card, run, content):
     checkpoint = run({})
     (checkpoint / "results.json").write_text(content)
     with pytest.raises(ValueError, match=r"results.json is not the results.json of a training run"):
@@ -275,13 +275,13 @@ def test_folds_of_one_model(card):
     mean = folds(several_models=False)
     _, (_, model), _, _ = parse(card(mean))
     assert model[-1] == ["SHA-256 of model.safetensors", f"{WEIGHTS_SHA256[:16]}…"]
-    # It is the model of other results, too; those of several are not.
+    # A card may add other results of that model, but not to results of several models.
     assert [name for tag, name in parse(card(mean, MSVD))[0] if tag == "h3"][1] == "msvd (retrieval, trained on msvd)"
     with pytest.raises(ValueError, match=r"1.json has results of another model than .*0.json \(models: 1 instead"):
         card(folds(), MSVD)
 
 
-# --- Which protocol ------------------------------------------------------------------------------------------
+# --- Protocols -----------------------------------------------------------------------------------------------
 
 
 def test_two_protocols_of_one_corpus(card):
@@ -315,7 +315,7 @@ def test_prompts(card):
     assert {entry.task_type for entry in ModelCard(text).data.eval_results} == {"video-text-classification-by-prompts"}
 
 
-def test_a_corpus_that_was_chosen_freely(card):
+def test_results_without_a_protocol(card):
     free = changed(protocol={"name": None, "captions": ""}, data={"corpus": "folder", "data_dir": "trips"}, notes=[])
     other = changed(free, data={"data_dir": "others"})
     text = card(free, other)
@@ -326,7 +326,7 @@ def test_a_corpus_that_was_chosen_freely(card):
     assert len({entry.unique_identifier for entry in ModelCard(text).data.eval_results}) == 2
 
 
-def test_dates_and_versions_are_those_of_each_result(card):
+def test_each_result_has_its_own_date_and_versions(card):
     later = changed(protocol={"name": "msvd_zero_shot"}, date="2026-12-01T00:00:00+00:00", versions={"torch": "2.15"})
     seen = parse(card(MSVD, later))[-1]
     assert seen.index("Measured on 2026-11-25 with torch 2.14") < seen.index("Measured on 2026-12-01 with torch 2.15")
@@ -347,7 +347,7 @@ def test_dates_and_versions_are_those_of_each_result(card):
         ({"weights": {}, "revision": "1"}, {"weights": {}, "revision": "2"}, "different: revision"),
     ],
 )
-def test_a_card_is_of_one_model(card, mine, yours, message):
+def test_a_card_describes_one_model(card, mine, yours, message):
     other = changed(model=yours, protocol={"name": "msvd_zero_shot"})
     with pytest.raises(
         ValueError, match=rf"1.json has results of another model than .*0.json \({message}\): a card describes one"
@@ -355,17 +355,17 @@ def test_a_card_is_of_one_model(card, mine, yours, message):
         card(changed(model=mine), other)
 
 
-def test_weights_that_are_not_known(card, run, tmp_path):
+def test_unknown_weights(card, run, tmp_path):
     unknown = changed(model={"weights": {}})
     assert ["SHA-256 of the weights", "not known"] in parse(card(unknown))[1][-1]
     with pytest.raises(ValueError, match="has other weights than those that were evaluated"):
         card(unknown, checkpoint=run({}))
-    (tmp_path / "empty").mkdir()  # missing weights do not prove anything, either
+    (tmp_path / "empty").mkdir()  # a checkpoint without weights cannot be verified, either
     with pytest.raises(ValueError, match=r"empty has no model.safetensors"):
         card(unknown, checkpoint=tmp_path / "empty")
 
 
-def test_the_checkpoint_is_what_was_measured(card, run, tmp_path):
+def test_the_checkpoint_must_be_the_evaluated_model(card, run, tmp_path):
     with pytest.raises(ValueError, match="checkpoint has other weights than those that were evaluated: a card"):
         card(MSVD, checkpoint=run({}, b"others"))
     (tmp_path / "empty").mkdir()
@@ -383,7 +383,7 @@ def test_a_card_of_a_backbone(card, regions, expected):
     assert "space-time ViT" not in text
 
 
-# --- Text of any origin --------------------------------------------------------------------------------------
+# --- Untrusted text ------------------------------------------------------------------------------------------
 
 NASTY = (
     '")); import os #\n---\n# title <script>alert(1)</script> [a](javascript:b) ![c](d) `e` | _f_ *g* ~~h~~ '
@@ -391,7 +391,7 @@ NASTY = (
 )
 
 
-def test_text_is_text(card, run):
+def test_text_is_escaped(card, run):
     flat = " ".join(NASTY.split())
     one = changed(
         model={"name": NASTY, "config": {NASTY: NASTY}, "weights": {NASTY: "0" * 64}},
@@ -414,7 +414,7 @@ def test_text_is_text(card, run):
     assert strings.count(NASTY) == 3  # twice the name, and the query
 
 
-def test_a_fence_in_an_argument_closes_no_block(card, run):
+def test_a_fence_in_an_argument_does_not_close_the_block(card, run):
     fences = "a\n```\n# b\n````\n"
     _, _, blocks, _ = parse(card(MSVD, checkpoint=run({"corpus": fences, "config": {}}), query="```\n"))
     assert [language for language, _ in blocks] == ["yaml", "python"]
@@ -427,7 +427,7 @@ def test_the_query_is_a_python_string(card, query):
     assert query in [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
 
 
-def test_repo_is_a_name_of_the_hub(card):
+def test_repo_must_be_a_hub_name(card):
     assert 'from_pretrained("me/mine", trust_remote_code=True)' in card(MSVD, repo="me/mine")
     with pytest.raises(ValueError, match="Repo id must"):
         card(MSVD, repo='me/mine")')
@@ -452,7 +452,7 @@ def test_the_example_runs(kind, card, tmp_path, monkeypatch, capsys):
     if kind is not None:
         model.config.id2label = {0: "jump", 1: "climb"}
         model = kind(model.config)
-    else:  # a learned temperature, which is another than that of the configuration
+    else:  # a learned temperature that differs from the configured one
         model.logit_scale.data += 1.0
     model.save_pretrained("mine")
     tokenizer = train_tokenizer(["a dog catches a frisbee", "what does it catch"], 99, 16)
@@ -501,7 +501,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_command_on_a_checkpoint(tmp_path, capsys):
-    """A card of the results that lie in it, beside files of other kinds."""
+    """The card of a directory has all results in it; its other files are ignored."""
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
     digest = {"model": {"weights": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}}
@@ -528,7 +528,7 @@ CARDS = Path(__file__).parent.parent / "model_cards"
 
 
 def test_the_card_in_the_repository_is_rendered_from_its_results(monkeypatch):
-    """All that its commands need of the checkpoint is there but the weights, which are not kept."""
+    """The repository has everything that the card is rendered from, except the weights."""
     directory = CARDS / "moving_shapes"
     protocols = ("moving_shapes", "moving_shapes_unseen", "moving_shapes_compositional", "moving_shapes_grounding")
     files = [directory / f"{name}.json" for name in protocols]
@@ -545,7 +545,7 @@ def test_the_card_in_the_repository_is_rendered_from_its_results(monkeypatch):
     )
     assert rendered == (directory / "README.md").read_text(encoding="utf-8")
     assert "Training\n\n12,000 videos" in rendered
-    # What the description says of regions, in its order.
+    # The description quotes these numbers of regions.json, in this order.
     regions = json.loads((directory / "regions.json").read_text(encoding="utf-8"))
     said = re.search(r"show objects ([\d,]+) times.*?IoU\nof .*?\(k-means [\d.]+, CLS[^)]*\)", description, re.DOTALL)
     numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d)?", said.group())]

@@ -1,4 +1,4 @@
-"""The model against a literal reading of the method, its options, its errors."""
+"""Tests the model against a literal implementation of the method (`naive.py`), and its options and errors."""
 
 import copy
 
@@ -55,8 +55,8 @@ def options(request):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_equals_a_literal_reading(options, frames):
-    model = tiny_video_model(**options).double()  # softmax over large logits would make much of float32's rounding
+def test_matches_a_literal_implementation(options, frames):
+    model = tiny_video_model(**options).double()  # a softmax over large logits would amplify float32 rounding
     videos = clips(frames=frames).double()
     with torch.no_grad():
         ours = model(videos)
@@ -75,7 +75,7 @@ def test_equals_a_literal_reading(options, frames):
         assert ours.cluster_ids is None
 
 
-def test_region_module_parts_equal_a_literal_reading():
+def test_region_module_parts_match_a_literal_implementation():
     model = tiny_video_model(motion_excitation=True)
     features = torch.randn(3, 16, 32)
     with torch.no_grad():
@@ -87,8 +87,8 @@ def test_region_module_parts_equal_a_literal_reading():
     torch.testing.assert_close(loss[0].double(), their_loss, rtol=1e-5, atol=1e-6)
 
 
-def test_region_loss_equals_a_literal_reading():
-    """Of each clip of a batch, with frames that do not count, and its gradient."""
+def test_region_loss_matches_a_literal_implementation():
+    """The loss of each clip in a batch with masked frames matches, and so does its gradient."""
     aggregation = tiny_video_model().double().region_module.aggregation
     frame_mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]])
     states, content = (torch.randn(3, 4, 4, 4, 32).double().requires_grad_() for _ in range(2))
@@ -109,29 +109,29 @@ def test_region_loss_equals_a_literal_reading():
 
 
 @pytest.mark.parametrize("clusters", [2, 3])
-def test_masks_that_part_a_clip_as_it_is_made_have_no_loss(clusters):
+def test_masks_that_match_the_clusters_of_a_clip_have_no_loss(clusters):
     aggregation = tiny_video_model(num_regions=clusters).region_module.aggregation
     labels = torch.arange(4 * 16).view(4, 16) * 7 % clusters
     right = F.one_hot(labels, clusters).float().transpose(1, 2)[None]
     centers = torch.randn(clusters, 32)
-    # Whatever all features have in common, and whatever their scale is.
+    # The loss does not depend on the scale of the features or on an offset common to all.
     for content in (centers[labels], 1e-2 * centers[labels], centers[labels] + 30 * torch.randn(32)):
         loss = aggregation._partition_loss(right, content[None], None)
         torch.testing.assert_close(loss, torch.zeros(1), atol=1e-3, rtol=0)
-        swapped = torch.cat([right[:, :2], right[:, 2:].roll(1, 2)], 1)  # a region is another one in later frames
+        swapped = torch.cat([right[:, :2], right[:, 2:].roll(1, 2)], 1)  # regions swap places in later frames
         assert aggregation._partition_loss(swapped, content[None], None) > 0.5
         telling_nothing = torch.full_like(right, 1 / clusters)
         torch.testing.assert_close(aggregation._partition_loss(telling_nothing, content[None], None), torch.ones(1))
 
 
-def test_regions_of_what_is_all_alike_have_no_loss():
+def test_regions_of_identical_features_have_no_loss():
     aggregation = tiny_video_model().region_module.aggregation
     content = torch.randn(32).expand(1, 4, 16, 32)
     loss = aggregation._partition_loss(torch.rand(1, 4, 3, 16).softmax(2), content, None)
     assert 0 <= loss < 1e-2
 
 
-def test_gathering_at_sharpness_0_is_the_mean():
+def test_pooling_at_sharpness_0_is_the_mean():
     states, content = torch.randn(2, 2, 4, 4, 4, 32)
     aggregations = [
         tiny_video_model(region_options=options).region_module.aggregation
@@ -142,8 +142,8 @@ def test_gathering_at_sharpness_0_is_the_mean():
     torch.testing.assert_close(one, other)
 
 
-def test_gathering_is_near_the_maximum_whatever_channels_have_everywhere():
-    """As large encoders have channels that are far larger than others, and so at all positions."""
+def test_pooling_is_near_the_maximum_despite_large_constant_channels():
+    """Large encoders have a few channels that are much larger than others at all positions."""
     aggregation = tiny_video_model().region_module.aggregation
     content, masks = torch.randn(8, 64, 32).double(), torch.ones(8, 1, 64).double()
     everywhere = torch.zeros(32).double()
@@ -163,8 +163,8 @@ def test_gathering_is_near_the_maximum_whatever_channels_have_everywhere():
     torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-4)
 
 
-def test_where_content_has_vanished_a_mask_still_gathers():
-    """Content so far from its maximum that its exponential is 0: the mean of what is under the mask, and no NaN."""
+def test_a_mask_pools_content_whose_exponential_is_0():
+    """Where content is so far from its maximum that its exponential is 0, pooling gives the mean under the mask."""
     aggregation = tiny_video_model(num_regions=2).region_module.aggregation
     aggregation.sharpness = 100.0
     content = 1e-3 * torch.randn(1, 16, 32)
@@ -180,7 +180,7 @@ def test_where_content_has_vanished_a_mask_still_gathers():
     torch.testing.assert_close(gradient[0, :, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_encoder_learns_through_masks_if_it_is_to():
+def test_the_encoder_learns_through_masks_only_if_they_are_not_detached():
     for options, learns in (
         ({}, False),
         ({"codebook_size": 0}, False),
@@ -220,13 +220,13 @@ def test_attention_weights_on_request():
         weights = outputs.attentions[0]
         assert weights.shape == (2, 4, 65, 65)
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 65))
-        second_frame = weights[:, :, 20]  # a patch of the second frame sees CLS and that frame alone
+        second_frame = weights[:, :, 20]  # a patch of the second frame sees only CLS and that frame
         seen = (second_frame > 0).any(0).any(0).nonzero().flatten().tolist()
         assert seen == [0, *range(17, 33)]
 
 
-def test_without_eager_attention_weights_cost_nothing(monkeypatch):
-    """There are none, so the single masked attention that computes them is not used."""
+def test_attention_weights_cost_nothing_without_eager_attention(monkeypatch):
+    """Only eager attention returns weights, so the masked attention that computes them is not used."""
     model = tiny_video_model()
     with torch.no_grad():
         expected = model(clips()).pooler_output
@@ -265,12 +265,12 @@ def test_masked_frames_have_no_influence(mask, extra):
             torch.testing.assert_close(*losses)
         assert not torch.allclose(one[0], unmasked[0], atol=1e-3)
         torch.testing.assert_close(one[1], unmasked[1], rtol=1e-4, atol=1e-4)
-        if mask == [1, 1, 0, 0]:  # padding at the end: as the shorter clip
+        if mask == [1, 1, 0, 0]:  # padding at the end gives the same as the shorter clip
             torch.testing.assert_close(one[:1], model(videos[:1, :2]).pooler_output, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_not_even_numbers_that_are_not_finite_pass_a_mask():
+def test_masked_nans_have_no_influence():
     model, videos, frame_mask = tiny_model(), clips(), torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1]])
     expected = model.get_video_features(videos, frame_mask).pooler_output
     videos[~frame_mask.bool()] = torch.nan
@@ -305,7 +305,7 @@ def test_masked_frames_do_not_train_the_codebook():
         models[0](videos, frame_mask=frame_mask)
         models[1](changed, frame_mask=frame_mask)
     one, other = (model.region_module.quantizer for model in models)
-    assert one.cluster_sum.sum() == 2 * frame_mask.sum() * 16  # with the first batch the codes start
+    assert one.cluster_sum.sum() == 2 * frame_mask.sum() * 16  # the first batch initializes the codes
     torch.testing.assert_close(one.embed, other.embed, rtol=1e-4, atol=1e-4)
 
 
@@ -323,7 +323,7 @@ def test_other_resolutions():
         assert torch.equal(same, model(clips()).pooler_output)
     assert outputs.region_masks.shape == (2, 4, 3, 6, 6)
     assert torch.equal(model.embeddings.interpolate_pos_encoding(4, 4), model.embeddings.position_embeddings[:, 1:])
-    # Against bicubic interpolation written out: Keys' kernel with a = -0.75, borders repeated.
+    # Compare with bicubic interpolation written out: Keys' kernel with a = -0.75, and repeated borders.
     old = model.embeddings.position_embeddings[0, 1:].view(4, 4, 32)
     new = model.embeddings.interpolate_pos_encoding(6, 6)[0].view(6, 6, 32)
 
@@ -386,13 +386,13 @@ def test_more_frames_under_linear_fusion(fill):
             assert torch.equal(new[:, :4], old)
             assert not new[:, 4:].any()
             torch.testing.assert_close(more(clips()).pooler_output, model(clips()).pooler_output)
-            # Dropping them again gives the first model; dropping more, the function of shorter clips.
+            # Dropping more frames than were added gives what the first model computes for shorter clips.
             less = more.resize_frames(2)
             torch.testing.assert_close(less(clips(frames=2)).pooler_output, model(clips(frames=2)).pooler_output)
         else:
             if fill == "nearest":
                 torch.testing.assert_close(new, old.repeat_interleave(2, 1) / 2)
-            else:  # the first and the last frame keep theirs, but for what the correction adds to all
+            else:  # the first and the last frame keep their weights, except for a correction that is added to all
                 gaps = new[:, 1:] - new[:, :-1]
                 torch.testing.assert_close(gaps[:, 0] * 7 / 3, (old[:, 1] - old[:, 0]) / 2, rtol=1e-4, atol=1e-5)
             for frames, resized in ((8, more), (3, model.resize_frames(3, fill=fill))):
@@ -421,7 +421,7 @@ def test_linear_fusion_starts_as_the_mean():
 
 
 def test_late_fusion_encodes_frames_as_images():
-    """Without interaction of regions, the feature of a clip is the mean of those of its frames alone."""
+    """Without region interaction, the feature of a clip is the mean of the features of its single frames."""
     model = tiny_video_model(temporal_fusion="pool", interaction_layers=0)
     videos = clips()
     with torch.no_grad():
@@ -435,7 +435,7 @@ def test_late_fusion_encodes_frames_as_images():
     assert outputs.hidden_states[0].shape == (8, 17, 32)
 
 
-def test_errors_name_the_thing_and_the_cure():
+def test_errors_say_what_is_wrong_and_what_to_do():
     model = tiny_model()
     for call, message in [
         (lambda: model(), "give input_ids, pixel_values_videos, or both"),
@@ -485,7 +485,7 @@ def test_errors_name_the_thing_and_the_cure():
             call()
 
 
-def test_loss_equals_a_literal_reading():
+def test_loss_matches_a_literal_implementation():
     text, video = (F.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
     expected = 0.0
     for i in range(5):
@@ -507,7 +507,7 @@ def test_pairs_of_one_video_are_not_negatives():
     torch.testing.assert_close(infonce_loss(text, video, 0.05, ids), expected)
 
 
-def test_fillers_count_for_nothing():
+def test_padding_pairs_do_not_count():
     text, video = (F.normalize(torch.randn(5, 8), dim=-1) for _ in range(2))
     ids = torch.tensor([3, -1, 7, -1, 9])
     kept = ids >= 0
@@ -515,7 +515,7 @@ def test_fillers_count_for_nothing():
     torch.testing.assert_close(infonce_loss(text, video, 0.05, ids), expected)
 
 
-def test_autocast_does_not_blur_the_loss():
+def test_autocast_keeps_the_loss_in_float32():
     model = tiny_model(codebook_size=0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
@@ -536,7 +536,7 @@ def test_autocast_does_not_blur_the_loss():
                 torch.testing.assert_close(call(), plain, rtol=1e-6, atol=1e-6)
 
 
-def test_a_batch_of_masked_frames_leaves_the_codebook_as_it_is():
+def test_a_batch_of_masked_frames_does_not_change_the_codebook():
     model = tiny_video_model().train()
     before = model.region_module.quantizer.embed.clone()
     model(clips(), frame_mask=torch.zeros(2, 4))
@@ -563,7 +563,7 @@ def test_dual_encoder_outputs():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_the_loss_has_its_share_of_the_regions(weight):
+def test_the_loss_includes_the_weighted_region_loss(weight):
     model = tiny_model(region_options={"mask_loss_weight": weight})
     ids = torch.tensor([3, -1, 7, 9])
     inputs = {**texts(4), "pixel_values_videos": clips(4)}
@@ -599,7 +599,7 @@ def test_every_parameter_gets_a_gradient(options, checkpointing):
     outputs = model(**texts(4), pixel_values_videos=clips(4), return_loss=True)
     outputs.loss.backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    # A softmax cancels what is added to all of its inputs: these biases cannot matter.
+    # Adding a constant to all inputs of a softmax does not change it, so these biases have no influence.
     without = {n for n in without if not n.endswith(("ex_proj.bias", "k_lin.bias", "motion_excitation.conv.bias"))}
     assert not without
 
@@ -651,7 +651,7 @@ def test_text_encoders_and_poolings(config, pooling):
     assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
-def test_poolings_by_default():
+def test_default_poolings():
     assert RegionLearnerConfig().resolved.text_pooling == "first"
     assert RegionLearnerConfig(text_config=BertConfig()).resolved.text_pooling == "pooler"
     assert RegionLearnerConfig(text_config=CLIPTextConfig()).resolved.text_pooling == "eos"
@@ -660,7 +660,7 @@ def test_poolings_by_default():
     assert RegionLearnerVideoConfig(**NO_REGIONS).resolved.video_pooling == "cls"
 
 
-def test_half_precision_and_autocast_keep_the_statistics():
+def test_half_precision_and_autocast_keep_codebook_statistics_in_float32():
     model = tiny_model().train()
     quantizer = model.video_model.region_module.quantizer
     model(**texts(), pixel_values_videos=clips(), return_loss=True)

@@ -1,4 +1,4 @@
-"""Checkpoints on tasks of MTEB, which are made of the built-in corpus here."""
+"""Tests for evaluating checkpoints on tasks of MTEB, which are made from the built-in corpus."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ AbsTaskRetrieval = mteb.abstasks.retrieval.AbsTaskRetrieval
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict]:
-    """Clips with the captions that no other clip has: equal texts would tie."""
+    """Returns clips with the captions that no other clip has, because equal texts would tie."""
     sizes = {"train": 0, "val": 0, "test": 14, "test_unseen": 0, "size": 48, "frames": 4, "objects": 2}
     corpus = make_corpus("moving_shapes", tmp_path_factory.mktemp("shapes"), workers=1, progress=False, **sizes)
     rows = load_corpus("moving_shapes", corpus, "test").to_list()
@@ -57,7 +57,7 @@ def embeddings(rows, encoder):
 
 
 class ShapesTask(AbsTaskRetrieval):
-    """The rows as MTEB has them of the Hub: the bytes of videos, in a column that `datasets` decodes."""
+    """Provides rows as MTEB gets them from the Hub: the bytes of videos, in a column that `datasets` decodes."""
 
     rows: list[dict] = []
 
@@ -80,7 +80,7 @@ class ShapesTask(AbsTaskRetrieval):
 
 
 def task_of(category: str, rows: list[dict], name: str = "Shapes") -> ShapesTask:
-    """A task of MTEB: each has a class of its own, with its metadata."""
+    """Returns a task of MTEB. Each task has its own class with its metadata."""
     metadata = mteb.abstasks.task_metadata.TaskMetadata(
         name=f"{name}{category.upper()}", description="Moving shapes", dataset={"path": "shapes", "revision": "1"},
         reference=None, type="Any2AnyRetrieval", category=category, modalities=["video", "text"], eval_splits=["test"],
@@ -91,7 +91,7 @@ def task_of(category: str, rows: list[dict], name: str = "Shapes") -> ShapesTask
 
 
 def ndcg_at_10(similarity: torch.Tensor, relevant: list[set[int]]) -> float:
-    """Literally: the mean over queries of the discounted gain of the best ten, over the most that is possible."""
+    """Returns the mean over queries of the discounted gain of the best ten, divided by the best possible gain."""
     values = []
     for scores, right in zip(similarity.tolist(), relevant):
         ranking = sorted(range(len(scores)), key=lambda i: -scores[i])[:10]
@@ -121,7 +121,7 @@ def test_scores_are_those_of_this_package(category, rows, encoder, embeddings, t
     (saved,) = json.loads(file.read_text())["scores"]["test"]
     for k in (1, 5, 10):
         assert 100 * saved[f"hit_rate_at_{k}"] == pytest.approx(metrics[f"{category}_R@{k}"], abs=1e-2)
-        if category == "t2v":  # one right answer to each query
+        if category == "t2v":  # each query has one right answer
             assert found[f"recall_at_{k}"] == pytest.approx(metrics[f"t2v_R@{k}"], abs=1e-2)
     assert 0 < metrics[f"{category}_R@5"] < 100
     for path in tmp_path.rglob("*.json*"):
@@ -129,7 +129,7 @@ def test_scores_are_those_of_this_package(category, rows, encoder, embeddings, t
 
 
 def of_mteb(**columns) -> types.SimpleNamespace:
-    """What the encoder uses of a `DataLoader` of MTEB."""
+    """Returns a stand-in for a `DataLoader` of MTEB, with only what the encoder uses."""
     return types.SimpleNamespace(dataset=Dataset.from_dict(columns))
 
 
@@ -137,7 +137,7 @@ METADATA = types.SimpleNamespace(name="Some task")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_decoding_processes_give_the_same(num_workers, rows, checkpoint, embeddings):
+def test_decoding_processes_do_not_change_embeddings(num_workers, rows, checkpoint, embeddings):
     inputs = of_mteb(video=[row["video"] for row in rows])
     inputs.dataset = inputs.dataset.cast_column("video", Video())
     encoder = ours.MTEBEncoder(str(checkpoint), device="cpu", num_workers=num_workers)
@@ -157,7 +157,7 @@ def test_images_are_clips_of_one_frame(encoder):
     assert not torch.allclose(found, repeated, atol=1e-3)
 
 
-def test_what_it_cannot_embed(encoder, rows):
+def test_inputs_that_cannot_be_embedded(encoder, rows):
     for inputs, message in (
         (of_mteb(text=["one"], video=["1.mp4"]), "Some task has text and video in one input: a task can only"),
         (of_mteb(audio=["1.wav"]), "Some task has neither texts, images nor videos in one input"),
@@ -179,7 +179,7 @@ def test_results_belong_to_the_weights(checkpoint, encoder, tmp_path):
     assert ours.MTEBEncoder(str(checkpoint)).mteb_model_meta.revision == about.revision
 
 
-# Which tasks
+# Choosing tasks
 
 
 def test_tasks_of_mteb():
@@ -209,7 +209,7 @@ def test_rows_of_a_task_with_several_subsets():
     assert rows["Task test en"]["recall_at_1"] is None
 
 
-def test_bugs_are_not_taken_for_tasks_that_fail(encoder, rows, tmp_path, monkeypatch):
+def test_bugs_are_not_mistaken_for_failed_tasks(encoder, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(ours.mteb, "evaluate", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         ours.evaluate_on_mteb(encoder, [task_of("t2v", rows)], tmp_path)
@@ -237,7 +237,7 @@ def test_command(known, checkpoint, tmp_path, capsys, monkeypatch):
     assert f"Wrote {directory}" in error
     assert {"ShapesT2V.json", "ShapesV2T.json", "model_meta.json"} <= {path.name for path in directory.iterdir()}
 
-    # Finished tasks are not evaluated again; that another one fails does not lose them.
+    # Finished tasks are not evaluated again, and their scores are printed even if another task fails.
     monkeypatch.setattr(ShapesTask, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
     known["DamagedT2V"].evaluate = types.MethodType(AbsTaskRetrieval.evaluate, known["DamagedT2V"])
     code, again, error = run(capsys, "mteb", str(checkpoint), "--all", "--output", str(tmp_path), "--json")

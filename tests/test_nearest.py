@@ -1,4 +1,4 @@
-"""Nearest rows, exact and by inverted lists, against brute force, and that damaged or crafted files do no harm."""
+"""Tests exact and inverted-list search for the nearest rows against brute force, and damaged or crafted files."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def approximate(monkeypatch):
 
 
 def make_rows(rows: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
-    """Clustered unit vectors (rows, dim), some of them equal."""
+    """Returns clustered unit vectors (rows, dim), some of them equal."""
     rng = np.random.default_rng(seed)
     centers = np.random.default_rng(0).standard_normal((40, dim))
     found = centers[rng.integers(0, 40, rows)] + 0.3 * rng.standard_normal((rows, dim))
@@ -56,7 +56,7 @@ def numbers(ranges) -> np.ndarray:
 
 
 def brute_force(rows: np.ndarray, queries: np.ndarray, k: int, holes=(), allowed=None):
-    """Scores in float64, so that equal vectors have equal scores, and rows, of what is allowed and not a hole."""
+    """Returns the scores and numbers of the best allowed rows that are not holes. In float64, equal vectors tie."""
     searched = np.setdiff1d(np.arange(len(rows)) if allowed is None else numbers(allowed), numbers(holes))
     scores = np.full((len(queries), k), -np.inf)
     found = np.full((len(queries), k), -1)
@@ -86,8 +86,8 @@ def test_exact_equals_brute_force(tmp_path, holes, allowed, k):
     assert (scores.dtype, found.dtype) == (np.float32, np.int64)
 
 
-def test_ties_are_in_the_order_of_rows(tmp_path):
-    """In products of matrices, equal vectors can have different scores, depending on their places in a block."""
+def test_ties_are_in_row_order(tmp_path):
+    """In a matrix product, equal vectors can have different scores, depending on their position in a block."""
     rows = np.tile(make_rows(7, dim=67), (150, 1))
     rows[500:] = rows[0]
     nearest_rows = NearestRows(stored(tmp_path, rows), tmp_path, len(rows), NO_HOLES)
@@ -162,7 +162,7 @@ def test_refuses_bad_input(tmp_path):
 
 
 class Index:
-    """Vectors that grow and lose rows, as an index does."""
+    """Vectors to which rows are added and from which rows are removed, as in a video index."""
 
     def __init__(self, directory, rows: int, seed: int = 0):
         self.directory, self.rows, self.holes = directory, make_rows(rows, seed), NO_HOLES
@@ -189,7 +189,7 @@ class Index:
         return [(segment["start"], segment["stop"], segment["entries"]) for segment in self.about()["segments"]]
 
     def check(self, k: int = 10, recall: float = 0.95, allowed=None) -> None:
-        """Checks the results: recall, rows that may be found, no row twice, and scores equal to exact ones."""
+        """Checks recall, that no deleted, disallowed or repeated rows are found, and that scores equal exact ones."""
         opened = self.open()
         queries = np.concatenate((make_rows(8, seed=5), self.rows[:: len(self.rows) // 8]))
         scores, found = opened.search(queries, k, allowed)
@@ -207,7 +207,7 @@ class Index:
             assert [scores[query][at] for at in both] == [known[int(found[query][at])] for at in both]
             order = np.lexsort((found[query], -scores[query]))
             np.testing.assert_array_equal(order, np.arange(k))
-            # A row as good as the last one is right, too.
+            # Any row that scores at least as high as the last exact result counts as found.
             recalls.append(np.mean(scores[query] >= exact_scores[query][-1]))
         assert np.mean(recalls) >= recall
 
@@ -228,8 +228,8 @@ def test_lists_find_nearly_all(index):
         index.check(k)
 
 
-def test_lists_scan_a_part_only(index, monkeypatch):
-    """Otherwise, recall would say nothing."""
+def test_lists_scan_only_a_part(index, monkeypatch):
+    """If lists scanned all rows, the recall that other tests check would mean nothing."""
     opened = index.open()
     asked = []
     candidates = InvertedLists.candidates
@@ -298,7 +298,7 @@ def test_new_rows_are_found_before_and_after_an_update(index):
     index.check()
 
 
-def test_new_rows_are_the_tail_or_in_lists_but_not_in_both(index):
+def test_new_rows_are_in_the_tail_or_in_lists_but_not_in_both(index):
     index.add(90)
     query = index.rows[3050:3051]
     assert index.open().search(query, 3)[1][0].tolist() == brute_force(index.rows, query, 3)[1][0].tolist()
@@ -307,7 +307,7 @@ def test_new_rows_are_the_tail_or_in_lists_but_not_in_both(index):
     assert index.open().search(query, 3)[1][0].tolist() == brute_force(index.rows, query, 3)[1][0].tolist()
 
 
-def test_segments_are_merged_and_few(index):
+def test_segments_are_merged_so_that_few_remain(index):
     sizes = []
     for _ in range(20):
         index.add(120)
@@ -322,7 +322,7 @@ def test_segments_are_merged_and_few(index):
     index.check()
 
 
-def test_lists_are_trained_again_when_doubled(index):
+def test_lists_are_trained_again_when_rows_double(index):
     index.add(2900)
     index.update()
     assert index.about()["trained"] == 3000
@@ -335,7 +335,7 @@ def test_lists_are_trained_again_when_doubled(index):
     index.check()
 
 
-def test_merged_lists_are_those_that_one_pass_would_make(index):
+def test_merged_lists_equal_those_of_a_single_pass(index):
     index.add(1500)
     index.update()
     assert index.segments() == [(0, 4500, 4500)]
@@ -347,7 +347,7 @@ def test_deleted_rows_are_left_out_and_then_removed(index):
     index.remove(100, 500)
     index.check()
     index.update()
-    assert index.segments() == [(0, 3000, 3000)]  # too few for writing the segment again
+    assert index.segments() == [(0, 3000, 3000)]  # too few rows were removed to rewrite the segment
     index.remove(2000, 2300)
     index.check()
     index.update()
@@ -372,7 +372,7 @@ def test_all_rows_of_a_segment_deleted(index):
     index.check()
 
 
-def test_codes_are_those_of_faiss():
+def test_codes_match_those_of_faiss():
     faiss = pytest.importorskip("faiss")
     rows = make_rows(3000)
     quantizer = Quantizer.train(rows, 30)
@@ -410,7 +410,7 @@ def restore(directory, files: dict) -> None:
 
 @pytest.mark.parametrize("work", ["first", "add", "merge", "delete", "train"])
 def test_killed_at_any_write(tmp_path, approximate, monkeypatch, work):
-    """Before and after every write; the index is usable after it, and complete after another run."""
+    """An update that is killed before or after any write leaves a usable index, and another update completes it."""
     made = Index(tmp_path, 1000)
     if work != "first":
         made.update()
@@ -441,7 +441,7 @@ def test_killed_at_any_write(tmp_path, approximate, monkeypatch, work):
     while not complete:
         fatal += 1
         restore(tmp_path, files)
-        for attempt in range(2):  # killed twice at the same place, over what the first one left
+        for attempt in range(2):  # killed twice at the same write; the second time, files of the first are left
             calls = 0
             try:
                 made.update()
@@ -454,8 +454,8 @@ def test_killed_at_any_write(tmp_path, approximate, monkeypatch, work):
     assert len(list(tmp_path.glob("nearest-*"))) == 1 + len(made.segments())
 
 
-def test_half_a_file_is_not_used(index, monkeypatch):
-    """As after a power failure while the new segment is written."""
+def test_a_half_written_file_is_not_used(index, monkeypatch):
+    """A power failure while a new segment is written can leave half of its file."""
     index.add(200)
     monkeypatch.setattr(inverted_lists, "_write_about", lambda *_: (_ for _ in ()).throw(KilledError))
     with pytest.raises(KilledError):
@@ -466,29 +466,29 @@ def test_half_a_file_is_not_used(index, monkeypatch):
     monkeypatch.undo()
 
 
-def test_reads_again_what_another_process_replaces(index, monkeypatch):
+def test_rereads_files_that_another_process_replaces(index, monkeypatch):
     read, calls = inverted_lists.read_about, []
 
     def read_and_replace(*arguments):
         about = read(*arguments)
         calls.append(about)
-        if len(calls) == 1:  # before its files are opened
+        if len(calls) == 1:  # before the files that it names are opened
             index.add(1000)
             index.update()
         return about
 
-    index.add(3000)  # which the reader knows of, but not of those that are added later
+    index.add(3000)  # the reader knows about these rows, but not about those that are added later
     monkeypatch.setattr(inverted_lists, "read_about", read_and_replace)
     opened = index.open()
     assert (calls[0].stop, len(index.rows)) == (3000, 7000)
     assert opened._lists is not None
     assert opened._lists.about.stop == 7000
     _, found = opened.search(index.rows[:6000:100], 10)
-    assert (found[:, 0] == np.arange(0, 6000, 100)).mean() > 0.8  # others are equal to row 0
+    assert (found[:, 0] == np.arange(0, 6000, 100)).mean() > 0.8  # the others equal row 0
     assert found.max() < 6000
 
 
-def test_reads_on_after_another_process_has_replaced_the_files(index):
+def test_keeps_reading_after_another_process_has_replaced_the_files(index):
     opened = index.open()
     expected = opened.search(index.rows[:5], 10)
     index.add(3500)
@@ -516,7 +516,7 @@ def damage(path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "short", "long", "ones"])
 @pytest.mark.parametrize("name", ["nearest.json", "nearest-1.f32", "nearest-1.lists"])
-def test_damaged_files_are_ignored_with_one_line_and_made_again(index, caplog, name, kind):
+def test_damaged_files_are_ignored_with_one_warning_and_rebuilt(index, caplog, name, kind):
     damage(index.directory / name, kind)
     with caplog.at_level(logging.WARNING):
         opened = index.open()
@@ -540,8 +540,8 @@ def test_lists_of_other_vectors_are_ignored(index, tmp_path, caplog):
     assert NearestRows(other, tmp_path, 3000, NO_HOLES)._lists is not None
 
 
-def test_lists_with_more_rows_than_the_index_are_made_again(index, caplog):
-    """As after a database was put back: later rows may be others."""
+def test_lists_with_more_rows_than_the_index_are_rebuilt(index, caplog):
+    """After a database is restored from a backup, later rows may be different ones."""
     with caplog.at_level(logging.INFO):
         update_nearest(index.vectors, index.directory, 2000, NO_HOLES)
     assert "nearest.json contains rows that are not in the index. Rebuilding it." in caplog.text
@@ -590,8 +590,8 @@ def test_json_of_another_kind_is_refused(index, caplog, text):
     assert [record.getMessage().split(".json")[1].split(".")[0] for record in caplog.records] == [" is damaged"]
 
 
-def test_crafted_row_numbers_and_codes_harm_nothing(index):
-    """What the lists say is not trusted: any bytes give right scores of rows that may be found, each once."""
+def test_crafted_row_numbers_and_codes_do_no_harm(index):
+    """Lists are not trusted: whatever their bytes are, results are distinct allowed rows with correct scores."""
     path = index.directory / "nearest-1.lists"
     original = path.read_bytes()
     sizes = len(original) - 8 * index.about()["lists"]
@@ -613,8 +613,8 @@ def test_crafted_row_numbers_and_codes_harm_nothing(index):
         index.check(recall=0)
 
 
-def test_fuzzed_files_harm_nothing(index):
-    """In a process of its own this would be a crash; errors other than of one line would be raised."""
+def test_fuzzed_files_do_no_harm(index):
+    """Random changes to the files neither crash the process nor raise an error, and scores stay correct."""
     files = {path: path.read_bytes() for path in index.directory.glob("nearest*")}
     rng = np.random.default_rng(0)
     used = 0
@@ -657,7 +657,7 @@ def test_links_and_pipes_are_not_followed(index, tmp_path_factory, name):
 
 
 def test_without_memory_mapped_lists(index, monkeypatch):
-    """As on Windows, where FAISS does not have them."""
+    """FAISS has no memory-mapped lists on Windows."""
     expected = index.open().search(index.rows[:30], 10)
     monkeypatch.delattr("faiss.OnDiskInvertedLists")
     opened = index.open()

@@ -1,4 +1,4 @@
-"""A contrastive loss needs negatives: batches of one pair have none."""
+"""Tests that batches of one pair are refused, because a contrastive loss needs negatives."""
 
 import pytest
 import torch
@@ -59,13 +59,13 @@ def test_the_global_batch_counts(tmp_path):
     trainer(tmp_path, per_device_train_batch_size=2, gradient_cache_chunk=1)
 
 
-def test_corpora_of_their_own_batch_sizes(tmp_path):
+def test_corpora_with_separate_batch_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"\(batch_size in corpora\)"):
         trainer(tmp_path, [CorpusPart(rows(6), 4), CorpusPart(rows(6), 1)])
     with pytest.raises(ValueError, match="A corpus of 1 row has no negatives"):
         trainer(tmp_path, [CorpusPart(rows(6), 4), CorpusPart(rows(1), 4)])
     corpora = f'[{{"corpus": "folder", "data_dir": "{tmp_path}/nowhere", "batch_size": 1}}]'
-    with pytest.raises(ValueError, match="A batch of 1 pair has no negatives"):  # before the corpus is looked for
+    with pytest.raises(ValueError, match="A batch of 1 pair has no negatives"):  # before the corpus is loaded
         train_stages(parse_stages([*TINY, f"--output_dir={tmp_path}", "--corpora", corpora]))
 
 
@@ -74,13 +74,13 @@ def test_labels_need_no_negatives(tmp_path):
 
 
 def test_the_last_batch_of_an_epoch_is_full(tmp_path):
-    """It is filled with rows from the epoch's beginning: none is left alone."""
+    """The last batch is filled with rows from the beginning of the epoch, so that no row is left alone."""
     sizes = [len(batch) for batch in trainer(tmp_path, rows(9)).get_train_dataloader().batch_sampler]
     assert sizes == [4, 4, 4]
 
 
 def test_a_last_row_alone_has_no_loss_in_an_evaluation(tmp_path):
-    """5 rows in batches of 2: the loss is that of the first 4."""
+    """With 5 rows in batches of 2, the loss is that of the first 4."""
     made = trainer(tmp_path, per_device_eval_batch_size=2)
     metrics = made.evaluate()
     model = made.model.eval()

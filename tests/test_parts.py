@@ -1,4 +1,4 @@
-"""Parts that many jobs write, and the index that they are joined into."""
+"""Tests the parts that many jobs write, and the index that they are joined into."""
 
 import json
 import os
@@ -65,10 +65,10 @@ def made_at_once(model, videos, tmp_path):
     return index
 
 
-# --- The same as on one machine ------------------------------------------------------------------------------
+# --- Equality with an index made at once ---------------------------------------------------------------------
 
 
-def test_shards_joined_equal_an_index_made_at_once(embed, made_at_once, videos, tmp_path, monkeypatch):
+def test_joined_shards_equal_an_index_made_at_once(embed, made_at_once, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_WINDOWS", 6)  # several parts per shard
     shares = [embed((number, 3)) for number in (2, 0, 1)]
     assert [sum(share.values()) for share in shares] == [2, 2, 2]
@@ -108,7 +108,7 @@ def test_a_damaged_shard_is_named(embed, videos):
 
 
 def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
-    """What other programs read."""
+    """Parts are Parquet tables that other programs can read."""
     embed()
     table = pq.read_table(tmp_path / "parts")
     rows = table.to_pylist()
@@ -132,7 +132,7 @@ def test_parts_are_plain_tables(embed, made_at_once, videos, tmp_path):
     assert len(rows) == sum(max(1, len(record.spans)) for record in made_at_once.database.records())
 
 
-def test_names_that_are_not_text_are_named(embed, videos, tmp_path):
+def test_file_names_that_are_not_utf8_are_reported(embed, videos, tmp_path):
     name = os.fsencode(videos) + b"/\xff.mp4"
     shutil.copy(videos / "a.mp4", name)
     assert embed() == {"new": 5, "unreadable": 2}
@@ -141,10 +141,10 @@ def test_names_that_are_not_text_are_named(embed, videos, tmp_path):
     assert "not UTF-8" in index.unreadable()[f"{videos}/\\xff.mp4"]
 
 
-# --- Going on ------------------------------------------------------------------------------------------------
+# --- Resuming ------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_not_in_parts_is_embedded(embed, model, videos, originals, tmp_path, monkeypatch):
+def test_videos_in_parts_are_not_embedded_again(embed, model, videos, originals, tmp_path, monkeypatch):
     assert embed() == {"new": 5, "unreadable": 1}
     before = sorted((tmp_path / "parts").glob("*.parquet"))
     read = []
@@ -165,21 +165,21 @@ def test_only_what_is_not_in_parts_is_embedded(embed, model, videos, originals, 
     assert counts(join_parts(index.directory, tmp_path / "parts")) == {"unchanged": 7}
     anew = VideoIndex.create(tmp_path / "anew", model, **WINDOWS)
     anew.update(videos)
-    assert index.remove(videos / "a.mp4") == 1  # which parts still have
+    assert index.remove(videos / "a.mp4") == 1  # the parts still contain it
     assert content(index) == content(anew)
     assert answers(index) == answers(anew)
 
 
 def test_a_run_whose_last_video_fills_a_part_is_finished(embed, videos, originals, tmp_path, monkeypatch):
     embed()
-    shutil.copy(originals / "a.mp4", videos / "sub" / "d.mp4")  # changed; the same list
+    shutil.copy(originals / "a.mp4", videos / "sub" / "d.mp4")  # changed, but the list of files is the same
     monkeypatch.setattr(parts, "_WINDOWS", 1)
     assert embed()["changed"] == 1
     assert len(VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")) == 5
 
 
 def test_joining_remembers_the_folder(embed, made_at_once, videos, tmp_path):
-    """A video that came from a list may leave it after parts of its folder were joined."""
+    """A video that leaves its list stays in the index after parts of its folder were joined."""
     (tmp_path / "l.txt").write_text(f"{videos}/a.mp4\n{videos}/b.mp4\n")
     made_at_once.remove(videos)
     made_at_once.update(tmp_path / "l.txt")
@@ -190,12 +190,12 @@ def test_joining_remembers_the_folder(embed, made_at_once, videos, tmp_path):
     assert len(made_at_once) == 5
 
 
-def test_unreadable_files_are_tried_again_on_request(embed, videos, tmp_path):
+def test_unreadable_files_are_retried_on_request(embed, videos, tmp_path):
     assert embed() == {"new": 5, "unreadable": 1}
     status = os.stat(videos / "bad.mp4")
     content = (videos / "a.mp4").read_bytes()
     (videos / "bad.mp4").write_bytes(content)
-    os.truncate(videos / "bad.mp4", status.st_size)  # such as a disk that gave zeros, and now gives the truth
+    os.truncate(videos / "bad.mp4", status.st_size)  # like a disk that first returned zeros and now works
     os.utime(videos / "bad.mp4", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert embed() == {"unchanged": 5, "unreadable": 1}
     assert len(list((tmp_path / "parts").glob("*.parquet"))) == 1
@@ -203,8 +203,8 @@ def test_unreadable_files_are_tried_again_on_request(embed, videos, tmp_path):
     assert len(list((tmp_path / "parts").glob("*.parquet"))) == 2
 
 
-def test_a_file_that_moved_to_another_shard(embed, videos, originals, tmp_path):
-    """With more files, a changed file may become part of another share: the version written last counts."""
+def test_a_changed_file_may_move_to_another_shard(embed, videos, originals, tmp_path):
+    """When files are added, a changed file may move to another shard; the version written last counts."""
     for number in range(2):
         embed((number, 2))
     shutil.copy(originals / "a.mp4", videos / "b.mp4")
@@ -241,7 +241,7 @@ embed_videos(model, videos, output, window=4.0, stride=2.0, num_frames=4)
 
 @pytest.mark.slow
 def test_a_killed_job_resumes(model, videos, made_at_once, tmp_path, monkeypatch):
-    """Killed between writing a part and giving it its name."""
+    """The job is killed after writing a part, before the part is renamed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", KILLED, model, str(videos), str(tmp_path / "parts"), "3"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -360,7 +360,7 @@ def test_several_directories(embed, videos, tmp_path):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Runs a command with strings and paths, and returns its exit code and what it printed. Starts no processes."""
+    """Returns a function that runs a command in this process and returns its exit code, output and messages."""
     reading = jobs.read_videos
     monkeypatch.setattr(jobs, "read_videos", lambda jobs, options, workers: reading(jobs, options))
 
@@ -423,7 +423,7 @@ def test_wrong_usage(run, model, videos, tmp_path, made_at_once, monkeypatch):
         assert "another run" in message(*export, "parquet")
 
 
-# --- Parts from a stranger -----------------------------------------------------------------------------------
+# --- Untrusted parts -----------------------------------------------------------------------------------------
 
 ABOUT = {
     "model": "m", "revision": None, "weights": "0" * 64, "preprocessing": {}, "num_frames": 4, "dim": 4,
@@ -433,7 +433,7 @@ ABOUT = {
 
 @pytest.fixture
 def written(tmp_path):
-    """A part with a video of three windows and an unreadable one, and a function that writes it with changes."""
+    """Writes a part with a video of three windows and an unreadable one; returns a function that alters it."""
     video = Video(str(tmp_path / "v.mp4"), 10, 20)
     spans = np.array([[0, 4], [2, 6], [3, 7.5]])
     windows = Windows(np.eye(4, dtype=np.float32)[:3])
@@ -558,10 +558,10 @@ def test_flipped_bytes_are_found(embed, tmp_path):
     (path,) = (tmp_path / "parts").glob("*.parquet")
     whole = joined(path)
     content = bytearray(path.read_bytes())
-    for place in range(200, len(content) - 30_000, len(content) // 40):  # in the columns
+    for place in range(200, len(content) - 30_000, len(content) // 40):  # within the columns
         content[place] ^= 1
         path.write_bytes(content)
-        with suppress(ValueError):  # or it is in what nothing reads
+        with suppress(ValueError):  # a flip in bytes that nothing reads changes nothing
             assert repr(joined(path)) == repr(whole)
         content[place] ^= 1
 

@@ -1,4 +1,4 @@
-"""Patches that training leaves out: against a literal reading on the kept patches."""
+"""Tests for patch dropout, against a naive implementation on the kept patches."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def kept_patches(clips: int, number: int, seed: int) -> torch.Tensor:
 
 
 def frozen(model):
-    """In training mode, without an update of the codebook."""
+    """Returns the model in training mode, with a frozen codebook."""
     model.train()
     if model.quantizer is not None:
         model.quantizer.frozen = True
@@ -30,7 +30,7 @@ def frozen(model):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_equals_a_literal_reading_of_the_kept_patches(options):
+def test_equals_a_naive_implementation_on_the_kept_patches(options):
     model = frozen(tiny_video_model(**options, patch_dropout=0.6).double())
     videos = clips(frames=3).double()
     kept = kept_patches(2, round(0.4 * GRID**2), seed=5)
@@ -45,7 +45,7 @@ def test_equals_a_literal_reading_of_the_kept_patches(options):
 @pytest.mark.parametrize(
     "options", [{}, {"region_form": "paper"}, QUERIES, TRACKS], ids=["decoupled", "paper", "queries", "tracks"]
 )
-def test_masks_and_codes_are_in_the_places_of_the_kept_patches(options):
+def test_masks_and_codes_are_at_the_positions_of_the_kept_patches(options):
     model = frozen(tiny_video_model(**options, patch_dropout=0.5))
     kept = kept_patches(2, GRID**2 // 2, seed=1)
     torch.manual_seed(1)
@@ -81,7 +81,7 @@ def test_queries_look_at_the_kept_patches_where_they_are(options):
 
 
 @pytest.mark.parametrize("options", [{}, QUERIES, NO_REGIONS], ids=["decoupled", "queries", "no_regions"])
-def test_evaluation_and_a_share_that_leaves_out_nothing_change_nothing(options):
+def test_evaluation_and_a_very_small_share_drop_no_patches(options):
     plain, dropping = tiny_video_model(**options), tiny_video_model(**options, patch_dropout=0.9)
     dropping.load_state_dict(plain.state_dict())
     videos = clips(frames=3)
@@ -126,7 +126,7 @@ def test_only_kept_patches_are_counted_by_the_codebook():
 
 
 @pytest.mark.parametrize("options", [{}, QUERIES, TRACKS], ids=["decoupled", "queries", "tracks"])
-def test_every_parameter_gets_a_gradient_also_with_checkpointing(options):
+def test_every_parameter_gets_a_gradient_even_with_checkpointing(options):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -152,6 +152,6 @@ def test_every_parameter_gets_a_gradient_also_with_checkpointing(options):
         ({"patch_dropout": 0.5, "backbone_config": {"model_type": "vit"}}, "leave it out with a backbone"),
     ],
 )
-def test_refused(values, message):
+def test_invalid_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         RegionLearnerVideoConfig(**values)

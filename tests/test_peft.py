@@ -1,4 +1,4 @@
-"""Adapters of the user's own, by `peft.get_peft_model` and `add_adapter`: what is saved is what was trained."""
+"""Tests of custom adapters, from `peft.get_peft_model` and `add_adapter`: what is saved is what was trained."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ from .toy_run import DEFAULTS, Collator, Processor
 peft = pytest.importorskip("peft")
 
 QUANTIZER = "video_model.region_module.quantizer"
-# What the adapter is saved with: nothing, the codebook, or all of the region module.
+# Modules saved with the adapter: none, the codebook, or the whole region module.
 SAVED = [None, ["quantizer"], ["region_module"]]
 
 
 @pytest.fixture(autouse=True)
 def any_version_of_peft(monkeypatch):
-    """For `add_adapter`, transformers 5.24 asks for PEFT 0.22, which is not out yet."""
+    """Skips the check of `add_adapter`: transformers 5.24 requires PEFT 0.22, which is not released yet."""
     monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
 
 
@@ -32,7 +32,7 @@ def lora(modules_to_save=None, **options):
 
 
 def own_adapters(kind, base, config):
-    """The ways that users add adapters."""
+    """Adds adapters to a model in one of the ways that users have."""
     if kind == "get_peft_model":
         return peft.get_peft_model(base, config)
     if config.modules_to_save and Version(transformers.__version__) < Version("5.18"):
@@ -51,7 +51,7 @@ def load_again(kind, base, adapter):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A model with a trained codebook."""
+    """The path of a model with a trained codebook."""
     folder = tmp_path_factory.mktemp("base")
     model = tiny_model(codebook_decay=0.5).train()
     for seed in range(3):
@@ -91,7 +91,7 @@ def codes(model):
 def test_adapters_load_as_they_were_trained(base, tmp_path, kind, saved):
     model = train_a_few_steps(own_adapters(kind, AutoModel.from_pretrained(base), lora(saved)))
     before = AutoModel.from_pretrained(base)
-    assert torch.equal(codes(model), codes(before)) == (saved is None)  # it learns if it is saved
+    assert torch.equal(codes(model), codes(before)) == (saved is None)  # the codebook learns if it is saved
     assert not torch.equal(outputs(model)[1], outputs(before)[1])
     expected = outputs(model)
     model.save_pretrained(tmp_path)
@@ -100,15 +100,15 @@ def test_adapters_load_as_they_were_trained(base, tmp_path, kind, saved):
     assert_same_outputs(again, expected)
 
 
-def test_adapters_in_a_model_on_its_way_to_training(tmp_path):
-    """New models are in training mode already: nothing has to call `train()`."""
+def test_adapters_in_a_model_that_is_in_training_mode(tmp_path):
+    """The codebook is frozen even if nothing calls `train()`, because new models are in training mode already."""
     model = tiny_model().train()
     adapted = peft.get_peft_model(model, lora())
     adapted(pixel_values_videos=clips(8), **texts(8), return_loss=True).loss.backward()
     assert torch.equal(codes(adapted), codes(tiny_model()))
 
 
-def test_it_is_said_once(base, caplog):
+def test_a_frozen_codebook_is_reported_once(base, caplog):
     from region_learner.modeling_region_learner import logger
 
     logger.warning_once.cache_clear()
@@ -117,7 +117,7 @@ def test_it_is_said_once(base, caplog):
     frozen.quantizer.frozen = True
     peft.get_peft_model(frozen, lora()).train()
     without = peft.get_peft_model(AutoModel.from_pretrained(base), lora())
-    assert "codebook" not in caplog.text  # not by those that only compute
+    assert "codebook" not in caplog.text  # no message without training, or if the codebook is saved or frozen anyway
     without.train()
     without.eval().train()
     assert caplog.text.count("The codebook is frozen") == 1
@@ -136,7 +136,7 @@ def test_merging(base, saved):
     assert not torch.equal(codes(plain), trained)
 
 
-def test_a_second_adapter_may_have_the_codebook(base):
+def test_a_second_adapter_may_train_the_codebook(base):
     model = peft.get_peft_model(AutoModel.from_pretrained(base), lora())
     model.add_adapter("other", lora(["quantizer"]))
     train_a_few_steps(model)
@@ -164,7 +164,7 @@ def train_a_few_steps_in_full(model):
 
 
 class Evaluated:
-    """Evaluates to what a test says, at each step."""
+    """Returns preset metric values, one per step."""
 
     values = (3.0, 1.0, 2.0)
 
@@ -173,7 +173,7 @@ class Evaluated:
 
 
 class Plain(Evaluated, Trainer):
-    """transformers' own."""
+    """The Trainer of transformers."""
 
     def __init__(self, model, folder, **options):
         rows = Dataset.from_dict({"video_id": [str(i) for i in range(24)]})
@@ -220,7 +220,7 @@ def test_checkpoints_of_a_run(base, tmp_path, trainer_class, kind, saved):
     whole.train()
     expected, trained = outputs(whole.model), codes(whole.model)
     folder = tmp_path / "whole" / "checkpoint-3"
-    if trainer_class is Ours:  # a plain model
+    if trainer_class is Ours:  # the checkpoint itself is a plain model
         assert_same_outputs(AutoModel.from_pretrained(folder), expected, exact=False)
         folder = folder / "adapter"
     assert_same_outputs(load_again(kind, base, folder), expected)

@@ -1,4 +1,4 @@
-"""Pictures and frames in every form: a path, an opened picture and an array of the same picture give equal pixels."""
+"""Tests pictures and frames in every form: a path, an opened picture and an array of it give equal pixels."""
 
 import io
 import shutil
@@ -27,7 +27,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def photograph():
-    """640 x 480 pixels with detail everywhere, as photographs have it."""
+    """Returns a picture of 640 x 480 pixels with detail everywhere, like a photograph."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
     return Image.fromarray((np.array(coarse) * 0.8 + rng.integers(0, 50, (480, 640, 3))).astype(np.uint8))
@@ -38,7 +38,7 @@ def frames_of(source):
 
 
 def values(processor, *clips, **options):
-    """Levels of a call, without normalizing."""
+    """Returns the pixel values of a call without normalization."""
     options = {"do_normalize": False, "return_tensors": "pt"} | options
     return processor(*clips, **options)["pixel_values_videos"]
 
@@ -106,7 +106,7 @@ def test_a_path_and_an_opened_picture_give_equal_pixels(tmp_path, photograph, pr
         "ä.h",
     ],
 )
-def test_names_as_they_come(tmp_path, photograph, name):
+def test_names_and_extensions_do_not_matter(tmp_path, photograph, name):
     photograph.save(tmp_path / "photograph", "JPEG")
     shutil.copy(tmp_path / "photograph", tmp_path / name)
     np.testing.assert_array_equal(frames_of(tmp_path / name), frames_of(tmp_path / "photograph"))
@@ -128,7 +128,7 @@ def test_orientation_of_paths_and_opened_pictures(tmp_path, photograph, processo
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
-def test_16_bits_of_gray(tmp_path, processor, extension):
+def test_16_bit_grayscale(tmp_path, processor, extension):
     gray = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
     Image.fromarray(gray).save(tmp_path / f"gray.{extension}")
     frame = frames_of(tmp_path / f"gray.{extension}")[0]
@@ -138,7 +138,7 @@ def test_16_bits_of_gray(tmp_path, processor, extension):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pictures_without_one_reading_are_refused(tmp_path, processor, mode):
+def test_ambiguous_pictures_are_refused(tmp_path, processor, mode):
     image = Image.new(mode, (40, 40))
     with pytest.raises(ValueError, match=f"mode '{mode}'"):
         processor(image)
@@ -149,7 +149,7 @@ def test_pictures_without_one_reading_are_refused(tmp_path, processor, mode):
 
 @pytest.mark.parametrize("kind", ["webp", "avif"])
 def test_animations_are_videos(tmp_path, kind):
-    """AVIF was read as its first picture alone, WebP not at all."""
+    """All frames of animated WebP and AVIF files can be read, with their times."""
     images = [Image.fromarray(image) for image in pictures(5)]
     options = {"lossless": True} if kind == "webp" else {"quality": 100}
     images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:], duration=200, **options)
@@ -163,7 +163,7 @@ def test_animations_are_videos(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
-def test_an_opened_animation_is_no_frame(tmp_path, processor, kind):
+def test_an_opened_animation_is_not_a_frame(tmp_path, processor, kind):
     images = [Image.fromarray(image) for image in pictures(3)]
     images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:])
     with Image.open(tmp_path / f"a.{kind}") as opened:
@@ -179,7 +179,7 @@ def test_damaged_pictures(tmp_path, photograph, kind):
     data = file.getvalue()
     for damaged in (data[: len(data) // 2], data[: len(data) // 2] + bytes(len(data) // 2)):
         if damaged != data[: len(data) // 2] and kind in ("WEBP", "TIFF", "AVIF"):
-            continue  # they have no sums, and any bytes may stand for a picture
+            continue  # these formats have no checksums, so any bytes may be a valid picture
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(VideoDecodeError, match=r"damaged: .*") as error:
             frames_of(tmp_path / "damaged")
@@ -205,8 +205,8 @@ def test_floats_are_levels_divided_by_255(processor):
     assert levels.max() > 200
 
 
-def test_floats_that_rounding_takes_past_the_ends(processor):
-    """As resizing in floating point does; what is further away is still refused."""
+def test_floats_that_rounding_takes_out_of_range(processor):
+    """Resizing in floating point may slightly leave the range 0..1. Values further outside are still refused."""
     white = torch.nn.functional.interpolate(torch.ones(1, 3, 97, 61), (40, 40), mode="bilinear", antialias=True)
     assert white.max() > 1
     for clip in (white, -(white - 1), white.half(), white.bfloat16()):
@@ -218,8 +218,8 @@ def test_floats_that_rounding_takes_past_the_ends(processor):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_arrays_that_torch_does_not_take(processor):
-    """Read-only ones, as those of files and of datasets are, other orders of bytes, and 80-bit floats."""
+def test_arrays_that_torch_does_not_accept(processor):
+    """These are read-only arrays (such as those of files and datasets), other byte orders, and 80-bit floats."""
     levels = np.stack(list(pictures(2)))
     read_only = np.frombuffer(levels.tobytes(), np.uint8).reshape(levels.shape)
     assert torch.equal(values(processor, read_only), values(processor, levels))
@@ -229,7 +229,7 @@ def test_arrays_that_torch_does_not_take(processor):
 
 
 def test_levels_are_not_normalized_as_if_within_0_to_1(processor, tmp_path, photograph):
-    """Frames of 0 to 255 with the mean and deviation of 0 to 1 are nearly white."""
+    """Frames of 0..255 normalized with a mean and standard deviation for 0..1 would be nearly white."""
     photograph.save(tmp_path / "a.png")
     clip = np.stack(list(pictures(2)))
     for frames in (clip, tmp_path / "a.png"):
@@ -240,7 +240,7 @@ def test_levels_are_not_normalized_as_if_within_0_to_1(processor, tmp_path, phot
     unscaled = RegionLearnerVideoProcessor.for_image_size(32, num_frames=1, do_rescale=False)
     with pytest.raises(ValueError, match=r"Frames of 0\.\.255 would be normalized"):
         unscaled.normalize_clips(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    # What is meant this way still works: floats as they are, and statistics of 0 to 255.
+    # Intended uses still work: floats without rescaling, and statistics for 0..255.
     expected = processor(clip / 255, return_tensors="pt")["pixel_values_videos"]
     given = processor(clip / 255, do_rescale=False, return_tensors="pt")["pixel_values_videos"]
     torch.testing.assert_close(given, expected)
@@ -266,13 +266,13 @@ def test_levels_are_not_normalized_as_if_within_0_to_1(processor, tmp_path, phot
         ([np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40, 3))], "the same type"),
     ],
 )
-def test_arrays_without_one_reading_are_refused(processor, clip, reason):
+def test_invalid_or_ambiguous_arrays_are_refused(processor, clip, reason):
     with pytest.raises(ValueError, match=reason):
         processor(clip)
 
 
 def test_do_rescale_means_what_it_says(processor):
-    """Without it the values stay as they are, whatever they are."""
+    """With `do_rescale=False`, values stay as they are, whatever they are."""
     clip = torch.full((1, 3, 40, 40), -7.5)
     for given in (clip, clip.clamp(0.25)):
         torch.testing.assert_close(values(processor, given, do_rescale=False), given[None, ..., :32, :32])
@@ -300,7 +300,7 @@ def test_layouts(processor):
         processor([[[1, 2, 3]]])
 
 
-def test_colours_with_alpha_of_floats(processor):
+def test_floats_with_an_alpha_channel(processor):
     rgba = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 4), dtype=np.uint8)
     torch.testing.assert_close(
         values(processor, rgba / 255, antialias=False), values(processor, rgba, antialias=False), atol=3e-3, rtol=0
@@ -335,12 +335,12 @@ def test_lists_of_lists_are_clips_of_frames(four):
     ):
         assert torch.equal(values(processor, form), expected)
         assert torch.equal(both(videos=form, do_normalize=False)["pixel_values_videos"], expected)
-    assert values(processor, paths, num_frames=1).shape[:2] == (4, 1)  # a flat list is of videos
+    assert values(processor, paths, num_frames=1).shape[:2] == (4, 1)  # a flat list contains videos
     floats = [[array / 255 for array in arrays[:2]], paths[2:]]
     torch.testing.assert_close(values(processor, floats, antialias=False), values(processor, floats, antialias=False))
 
 
-def test_only_the_wanted_files_of_a_clip_are_read(four, processor):
+def test_only_the_requested_files_of_a_clip_are_read(four, processor):
     paths = four[1]
     output = processor([[paths[0], paths[1], "nowhere.png"]], return_metadata=True, return_tensors="pt")
     assert output["video_metadata"][0].frames_indices == [1]
@@ -352,7 +352,7 @@ def test_videos_within_a_clip_are_refused(four, processor, tmp_path):
     video = write_video(tmp_path / "video.mp4", count=3)
     with pytest.raises(ValueError, match=r"A video of 3 frames was given as one frame of a clip.*flat list") as error:
         processor([[video, four[1][0]]])
-    assert not isinstance(error.value, VideoDecodeError)  # which would be left out in training
+    assert not isinstance(error.value, VideoDecodeError)  # training would skip a video with such an error
 
 
 @pytest.mark.parametrize("images", [[], [[]], [[], Image.new("RGB", (40, 40))], np.zeros((0, 40, 40, 3), np.uint8)])
@@ -369,13 +369,13 @@ def test_tables_of_more_frames_than_bytes(tmp_path, monkeypatch, craft):
     data = craft(write_video(tmp_path / "video.mp4").read_bytes(), 20_000_000)
     assert len(data) < 20_000
     (tmp_path / "crafted.mp4").write_bytes(data)
-    monkeypatch.setattr(module.av, "open", None)  # FFmpeg, which would take 700 MB, is not asked
+    monkeypatch.setattr(module.av, "open", None)  # FFmpeg, which would take 700 MB, is not called
     for source in (tmp_path / "crafted.mp4", data):
         with pytest.raises(VideoDecodeError, match="its tables list more frames"):
             frames_of(source)
 
 
-def test_boxes_within_boxes_come_to_an_end():
+def test_reading_nested_boxes_ends():
     assert module._count_samples(io.BytesIO(b"\0\0\x80\0moov" * 4096), 0, 8 * 4096) == 0
 
 
@@ -385,7 +385,7 @@ def test_large_frames_of_a_small_file(tmp_path):
         frames_of(tmp_path / "large.gif")
 
 
-def test_what_the_wanted_frames_may_take(tmp_path, monkeypatch):
+def test_the_memory_of_requested_frames_is_limited(tmp_path, monkeypatch):
     video = write_video(tmp_path / "video.mp4", count=3)
     monkeypatch.setattr(module, "_MAX_CLIP", 2 * 48 * 64 * 3)
     assert len(read_clip(video, lambda metadata: [0, 2])[0]) == 2
@@ -403,7 +403,7 @@ def test_large_jpeg_files(tmp_path, monkeypatch):
 
 def test_listing_packets_has_limits(tmp_path, monkeypatch):
     video = write_video(tmp_path / "video.mp4", count=10)
-    monkeypatch.setattr(module, "_sample", None)  # comes after the packets
+    monkeypatch.setattr(module, "_sample", None)  # would be called after listing the packets
     monkeypatch.setattr(module, "_MAX_FRAMES", 9)
     with pytest.raises(VideoDecodeError, match="more than 9 frames"):
         frames_of(video)
@@ -414,7 +414,7 @@ def test_listing_packets_has_limits(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("decodes_all", [False, True])
 def test_decoding_has_a_time_limit(tmp_path, monkeypatch, decodes_all):
-    """Also if listing the packets was fast."""
+    """The limit applies to decoding even if listing the packets was fast."""
     video = write_video(tmp_path / "video.mp4", count=3)
     index_packets = module._index_packets
     monkeypatch.setattr(
@@ -447,7 +447,7 @@ LOGGED = {
 
 @pytest.mark.parametrize("name", LOGGED)
 def test_damage_that_a_decoder_only_logs_is_an_error(tmp_path, name):
-    """Some bytes of each packet in turn are changed; what comes is of the whole file, from before the damage."""
+    """Some bytes of one packet at a time are changed. Frames before the damage are those of the undamaged file."""
     source = write_video(tmp_path / name, count=12, **LOGGED[name])
     whole = frames_of(source)
     data = source.read_bytes()
@@ -467,12 +467,12 @@ def test_damage_that_a_decoder_only_logs_is_an_error(tmp_path, name):
             refused += 1
             with pytest.raises(VideoDecodeError, match=r"<bytes>: "):
                 frames_of(bytes(damaged))
-            if name != "wmv2.wmv":  # (of which all has to be decoded to know which frame is which)
+            if name != "wmv2.wmv":  # its frames can only be numbered by decoding all of them
                 np.testing.assert_array_equal(read_clip(bytes(damaged), lambda metadata: [0, 1])[0], whole[:2])
     assert refused
 
 
-def test_the_log_of_others_stays_as_it_was(tmp_path):
+def test_the_log_level_is_restored(tmp_path):
     video = write_video(tmp_path / "video.mp4", count=3)
     for level in (None, av.logging.VERBOSE):
         before = av.logging.get_level()

@@ -1,4 +1,4 @@
-"""The pipeline "video-text-retrieval": with the package, from a model, and as code of a checkpoint."""
+"""Tests of the pipeline "video-text-retrieval", with the package and from the code in a checkpoint."""
 
 import json
 
@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def logits(checkpoint, clip_files):
-    """The model's logits of each text and each clip, (videos, texts), and its temperature."""
+    """The model's logits for all clips and texts, (videos, texts), and its temperature."""
     model, processor = RegionLearnerModel.from_pretrained(checkpoint), tiny_processor()
     with torch.no_grad():
         return model(**processor(text=TEXTS, videos=clip_files)).logits_per_video, model.temperature.item()
@@ -69,7 +69,7 @@ def assert_ranked(found, name, candidates, scores):
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_ranks_texts_videos_and_labels(checkpoint, clip_files, logits, batch_size):
     logits, temperature = logits
-    retrieve = pipeline(TASK, model=str(checkpoint))  # no leave to run code: the package has it
+    retrieve = pipeline(TASK, model=str(checkpoint))  # trust_remote_code is not needed: the package has the pipeline
     assert type(retrieve) is VideoTextRetrievalPipeline
     for found, scores in zip(retrieve(clip_files, texts=TEXTS, batch_size=batch_size), logits * temperature):
         assert len(found) == 3
@@ -87,7 +87,7 @@ def test_ranks_texts_videos_and_labels(checkpoint, clip_files, logits, batch_siz
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_pictures_are_videos_of_their_own(checkpoint, batch_size):
+def test_each_picture_is_a_separate_video(checkpoint, batch_size):
     pictures = [Image.new("RGB", (40, 40), color) for color in ("red", "blue", "white")]
     retrieve = pipeline(TASK, model=str(checkpoint))
     with torch.no_grad():
@@ -97,11 +97,11 @@ def test_pictures_are_videos_of_their_own(checkpoint, batch_size):
     order = scores.argsort(descending=True).tolist()
     assert [entry["video"] for entry in found] == [pictures[i] for i in order]
     assert [entry["score"] for entry in found] == pytest.approx(scores[order].tolist(), abs=1e-5)
-    frames = retrieve([pictures[:2]], texts=TEXTS[:1])[0]  # one clip
+    frames = retrieve([pictures[:2]], texts=TEXTS[:1])[0]  # one clip of two frames
     assert frames[0]["score"] != pytest.approx(scores[0].item(), abs=1e-5)
 
 
-def test_labels_of_a_model_of_the_sigmoid_loss_have_probabilities_of_their_own(clip_files):
+def test_labels_have_independent_probabilities_with_the_sigmoid_loss(clip_files):
     model, processor = tiny_model(loss="sigmoid", sigmoid_bias=-1.0), tiny_processor()
     found = pipeline(TASK, model=model, processor=processor)(clip_files[0], candidate_labels=TEXTS)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_labels_of_a_model_of_the_sigmoid_loss_have_probabilities_of_their_own(c
     assert_ranked(found, "label", TEXTS, expected)
 
 
-def test_what_cannot_be_meant(checkpoint, clip_files):
+def test_invalid_options_are_refused(checkpoint, clip_files):
     retrieve = pipeline(TASK, model=str(checkpoint))
     for options, message in (
         ({}, "Give one of texts, videos, candidate_labels to choose from; got none"),
@@ -128,7 +128,7 @@ def test_what_cannot_be_meant(checkpoint, clip_files):
         pipeline(TASK, model=tiny_head(CLASSIFICATION), processor=tiny_processor())
 
 
-def test_saved_by_the_pipeline(checkpoint, clip_files, tmp_path):
+def test_the_pipeline_can_be_saved(checkpoint, clip_files, tmp_path):
     retrieve = pipeline(TASK, model=str(checkpoint))
     retrieve.save_pretrained(tmp_path / "again")
     again = pipeline(TASK, model=str(tmp_path / "again"))

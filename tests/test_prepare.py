@@ -1,4 +1,4 @@
-"""Prepared corpora: what is in them is what was in the originals, whatever happens on the way."""
+"""Tests of prepared corpora: they contain what the originals contain, even after crashes and interruptions."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from region_learner.video_decoding_region_learner import iterate_frames, read_cl
 
 
 def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, seed: int = 0) -> Path:
-    """Smooth pictures, so that a lossy copy can be told from another: brightness rises with time."""
+    """Writes smooth pictures that get brighter over time, so that lossy copies of frames can be told apart."""
     rng = np.random.default_rng(seed)
     small = rng.integers(40, 160, (4, 4, 3), np.uint8)
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
@@ -59,11 +59,11 @@ def frames_of(row) -> np.ndarray:
 
 
 def every_frame(source) -> np.ndarray:
-    """As training reads them."""
+    """Returns all frames, read as in training."""
     return read_clip(source, lambda metadata: range(metadata.total_num_frames))[0].astype(int)
 
 
-def test_clips_captions_and_metadata_are_those_of_the_originals(videos, tmp_path):
+def test_clips_captions_and_metadata_match_the_originals(videos, tmp_path):
     result = prepare_corpus(rows_of(videos), tmp_path, options=PrepareOptions(clips_per_shard=3, crf=10), workers=2)
     assert (result["clips"], result["left_out"]) == (7, 0)
     assert sorted(path.name for path in (tmp_path / "train").glob("*.tar")) == [f"{n:06}.tar" for n in range(3)]
@@ -82,7 +82,7 @@ def test_clips_captions_and_metadata_are_those_of_the_originals(videos, tmp_path
     assert [row["video_id"] for row in streamed] == prepared["video_id"]
 
 
-def test_groups_are_short_and_nothing_is_reordered(videos, tmp_path):
+def test_groups_are_short_and_frames_are_not_reordered(videos, tmp_path):
     prepare_corpus(rows_of(videos[:1]), tmp_path, options=PrepareOptions(group=4), workers=1)
     with av.open(module.io.BytesIO(video_source(load(tmp_path)[0]["video"])["bytes"])) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -90,7 +90,7 @@ def test_groups_are_short_and_nothing_is_reordered(videos, tmp_path):
     assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets)
 
 
-def test_what_the_options_say(tmp_path):
+def test_options(tmp_path):
     path = write_video(tmp_path / "wide.mp4", frames=60, size=(320, 180), rate=60)
 
     def prepared(**options):
@@ -113,7 +113,7 @@ def test_what_the_options_say(tmp_path):
     assert prepared(short_side=4000)[0][0][0].shape == (180, 320, 3)  # never enlarged
 
 
-def test_upright_and_of_uneven_sizes(tmp_path):
+def test_images_of_uneven_sizes(tmp_path):
     path = tmp_path / "odd.png"
     Image.new("RGB", (75, 33), (200, 30, 30)).save(path)
     extension, data, known = module.encode_clip(path, PrepareOptions(short_side=16), is_image=True)
@@ -134,7 +134,7 @@ def test_animations_named_like_images_keep_their_frames(tmp_path, name):
     np.testing.assert_allclose(reds, [0, 60, 120], atol=6)
 
 
-def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
+def test_unreadable_clips_are_left_out_and_listed(videos, tmp_path, caplog):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(Path(videos[0]).read_bytes()[:1500])
     rows = rows_of([videos[0], str(broken), str(tmp_path / "gone.mp4"), videos[1]])
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(videos, tmp_path, caplog):
 
 
 def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
-    """An error with exit code 1, at the shard where it is clear; what is written stays, and is not written again."""
+    """The run stops with exit code 1 at the shard that exceeds the limit, and finished shards are kept."""
     rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
     options = PrepareOptions(clips_per_shard=2)
     message = r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in"
@@ -182,8 +182,8 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
     assert errors.splitlines()[-1] == f"Wrote {tmp_path / 'cli' / 'train'}"
 
 
-def test_what_cannot_be_encoded_is_left_out(videos, tmp_path):
-    """A line of pixels, longer than the encoder takes."""
+def test_clips_that_cannot_be_encoded_are_left_out(videos, tmp_path):
+    """The line of pixels is wider than the encoder accepts."""
     Image.new("RGB", (40000, 16)).save(tmp_path / "line.gif")
     rows = rows_of([videos[0], str(tmp_path / "line.gif")])
     result = prepare_corpus(rows, tmp_path / "out", workers=1, max_unreadable=0.5)
@@ -226,7 +226,7 @@ def test_a_shard_is_on_the_disk_before_its_report(videos, tmp_path, monkeypatch)
     assert flushed == [("000000.tar.partial", True), [".lock", "000000.tar", "prepare.json"]]
 
 
-def test_sound_that_is_longer_does_not_stretch_frames(videos, tmp_path):
+def test_longer_audio_does_not_stretch_frames(videos, tmp_path):
     path = tmp_path / "sound.mkv"
     with av.open(videos[0]) as source, av.open(str(path), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
@@ -243,7 +243,7 @@ def test_sound_that_is_longer_does_not_stretch_frames(videos, tmp_path):
 
 
 def test_columns_of_any_name(videos, tmp_path):
-    """Also of names that captions come from in the shards of others, and of rows without a caption."""
+    """Columns are kept even if captions of other shards have such names and the row has no caption."""
     rows = [
         {"video": videos[0], "video_id": "0", "captions": [], "text": "no caption", "key": "k", "caption": "nor this"}
     ]
@@ -257,7 +257,7 @@ def test_columns_of_any_name(videos, tmp_path):
     }
 
 
-def test_what_has_come_back_is_tried_again(videos, tmp_path):
+def test_retry_reads_clips_that_have_come_back(videos, tmp_path):
     gone = tmp_path / "gone.mp4"
     rows = rows_of([videos[0], str(gone), videos[1], videos[2]])
     options = PrepareOptions(clips_per_shard=2)
@@ -272,7 +272,7 @@ def test_what_has_come_back_is_tried_again(videos, tmp_path):
 
 
 def test_a_shard_without_a_report_is_written_again_even_if_its_clips_are_gone(videos, tmp_path):
-    """A run that is killed between the two leaves the shard behind."""
+    """A run that is killed between writing a shard and its report leaves the shard behind."""
     (tmp_path / "a.mp4").write_bytes(Path(videos[0]).read_bytes())
     rows = rows_of([str(tmp_path / "a.mp4"), videos[1]])
     options = PrepareOptions(clips_per_shard=1)
@@ -291,8 +291,8 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
     assert "none: TypeError" in Path(result["report"]).read_text()
 
 
-def test_time_that_begins_anew(tmp_path):
-    """Of two recordings in one file as many frames per second are kept as of one."""
+def test_timestamps_that_start_over(tmp_path):
+    """Two recordings in one file keep as many frames per second as one recording."""
     with av.open(str(tmp_path / "0.ts"), "w") as container:
         stream = add_video_stream(container, rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -316,7 +316,7 @@ def test_a_prepared_corpus_can_be_prepared(videos, tmp_path):
 def test_another_corpus_is_not_mixed_in(videos, tmp_path):
     prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*.tar")}
-    (tmp_path / "train" / "000007.tar.partial").touch()  # of a run that was killed
+    (tmp_path / "train" / "000007.tar.partial").touch()  # left by a killed run
     again = prepare_corpus(rows_of(videos[:2]), tmp_path, workers=1)  # nothing is left to do
     assert not list((tmp_path / "train").glob("*.partial"))
     assert again["clips"] == 2
@@ -347,7 +347,7 @@ _encode_row = module._encode_row
 
 
 def crash_on_2(row, options):
-    """In place of `_encode_row`, in its process."""
+    """Replaces `_encode_row`, in its process."""
     if row["video_id"] == "2":
         os.kill(os.getpid(), signal.SIGKILL)
     return _encode_row(row, options)
@@ -360,7 +360,7 @@ def hang_on_2(row, options):
 
 
 @pytest.mark.parametrize(("encode", "timeout"), [(crash_on_2, 60), (hang_on_2, 3)])
-def test_a_clip_that_brings_its_process_down_or_hangs_is_left_out(encode, timeout, videos, tmp_path, monkeypatch):
+def test_a_clip_that_crashes_or_hangs_its_process_is_left_out(encode, timeout, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_encode_row", encode)
     result = prepare_corpus(rows_of(videos), tmp_path, workers=2, timeout=timeout, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (6, 1)
@@ -390,7 +390,7 @@ def test_items_that_crash_while_others_are_drawn(workers):
 
 
 def test_processes_that_do_not_start(tmp_path):
-    """As in a script without a main guard: which is not the fault of the clips."""
+    """A script without a main guard cannot start processes, and the error does not blame the clips."""
     script = tmp_path / "script.py"
     script.write_text(
         "from region_learner.processes import map_in_processes\n"
@@ -403,7 +403,7 @@ def test_processes_that_do_not_start(tmp_path):
 
 
 def processes_of(directory: Path) -> list[str]:
-    """Those whose working directory it is (Linux)."""
+    """Returns the ids of processes whose working directory is `directory` (Linux only)."""
     return [entry for entry in os.listdir("/proc") if entry.isdigit() and works_in(entry, directory)]
 
 
@@ -425,8 +425,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes as Linux has them")
-def test_a_run_that_is_killed_goes_on(videos, tmp_path):
-    """Killed as soon as a shard is there: nothing is lost, nothing is there twice, and what was done stays."""
+def test_a_killed_run_resumes(videos, tmp_path):
+    """A run killed after its first shard resumes: no clip is lost or duplicated, and finished shards are kept."""
     originals = tmp_path / "originals"
     originals.mkdir()
     with open(originals / "metadata.jsonl", "w") as file:
@@ -446,7 +446,7 @@ def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     ends_by = time.monotonic() + 30
     while processes_of(tmp_path) and time.monotonic() < ends_by:
         time.sleep(0.1)
-    assert not processes_of(tmp_path)  # its workers go with it
+    assert not processes_of(tmp_path)  # its workers end with it
     done = {path: path.stat().st_mtime_ns for path in shards.glob("0*.json")}
     assert 0 < len(done) < 15
     assert not (shards / "report.json").exists()
@@ -458,8 +458,8 @@ def test_a_run_that_is_killed_goes_on(videos, tmp_path):
     assert not list(shards.glob("*.partial"))
 
 
-def test_frames_can_be_read_from_shards_as_from_folders(videos, tmp_path):
-    """What training asks for, of a prepared corpus: the frames in order, by their brightness."""
+def test_frames_are_read_from_shards_as_from_folders(videos, tmp_path):
+    """Frames that are read by index, as in training, match those of the original."""
     prepare_corpus(rows_of(videos[:1]), tmp_path, options=PrepareOptions(crf=5), workers=1)
     source = video_source(load(tmp_path)[0]["video"])
     for indices in ([0, 13, 29], [28, 3, 3]):

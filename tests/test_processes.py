@@ -1,4 +1,4 @@
-"""Work in processes that may crash, stop, hang or take too much memory: each item is named, and the rest is done."""
+"""Tests worker processes that crash, stop, hang or take too much memory: the item is reported, the rest is done."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_memory_is_limited():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
-def test_a_process_that_is_stopped_is_ended(monkeypatch):
+def test_a_stopped_process_is_ended(monkeypatch):
     monkeypatch.setattr(processes, "_GRACE", 0.5)
     assert numbers([0, 3, 5, 6, 7], 1, 2) == [
         0,
@@ -40,20 +40,20 @@ def test_a_process_that_is_stopped_is_ended(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
-def test_one_is_stopped_while_another_crashes(monkeypatch):
+def test_one_process_is_stopped_while_another_crashes(monkeypatch):
     monkeypatch.setattr(processes, "_GRACE", 0.5)
     reason = "reading it crashes the process, or takes more than 2 seconds"
     assert numbers([3, 8, 0, 5, 6, 7], 2, 2) == [(3, reason), (8, reason), 0, 5, 6, 7]
 
 
-def test_other_errors_are_no_lack_of_memory():
+def test_other_errors_are_not_reported_as_lack_of_memory():
     check_memory(ValueError("x"))
     assert numbers([0], 1, 60) == [0]
 
 
 @pytest.mark.parametrize("value", ["first", "second", None])
 def test_environment_variables_are_those_of_this_process(monkeypatch, value):
-    """They may be set after the first processes were started."""
+    """Environment variables may be set after the first processes were started."""
     if value is None:
         monkeypatch.delenv("REGION_LEARNER_TEST", raising=False)
     else:

@@ -1,4 +1,4 @@
-"""The processor: text, videos and images in any combination, its defaults, saving and loading."""
+"""Tests for the processor: text, videos and images in any combination, defaults, saving and loading."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_each_alone(processor, video):
         processor()
 
 
-def test_max_length_stays_within_what_the_tower_takes(processor):
+def test_max_length_is_limited_by_the_tower(processor):
     assert processor(text=LONG, max_length=20)["input_ids"].shape == (1, 20)
     for given in ({"max_length": 21}, {"text_kwargs": {"max_length": 21}}):
         with pytest.raises(ValueError, match="max_length=21 is more than the 20 tokens"):
@@ -73,14 +73,14 @@ def test_max_length_stays_within_what_the_tower_takes(processor):
     for length in (0, -1, "8"):
         with pytest.raises(ValueError, match=rf"max_length={length!r} must be an integer of at least 1"):
             processor(text=LONG, max_length=length)
-    # The file of a tokenizer may say more than its tower takes.
+    # The tokenizer's file may allow more tokens than the tower.
     processor.tokenizer.init_kwargs["max_length"] = 512
     assert processor(text=LONG)["input_ids"].shape == (1, 20)
 
 
 @pytest.mark.parametrize("text", [[], ["a", None], 5, float("nan"), b"a", [["a", "dog"]], np.array(["a"])])
 def test_what_is_not_text(processor, text):
-    """One line; a list within the list would be read as a pair of texts."""
+    """The error message is one line. Tokenizers would read a nested list as a pair of texts."""
     with pytest.raises(ValueError, match=r"^(text must be a string or a list of strings|No text was given)[^\n]*$"):
         processor(text=text)
     assert processor(text=[["a", "dog"]], is_split_into_words=True)["input_ids"].tolist() == [[2, 3]]
@@ -97,7 +97,7 @@ def test_images_are_clips_of_one_frame(processor, video, tmp_path):
     assert (clips == clips[0]).all()
     for same in ([[image]] * 2, np.stack([array, array]), (image, image)):
         assert torch.equal(processor(images=same)["pixel_values_videos"], clips[:2])
-    # Whatever is said about the frames of videos.
+    # Options about the frames of videos have no effect.
     assert torch.equal(processor(images=image, num_frames=8)["pixel_values_videos"], clips[:1])
     assert torch.equal(processor(images=image, do_sample_frames=False)["pixel_values_videos"], clips[:1])
     assert torch.equal(processor(images=image, fps=2, short_clips="error")["pixel_values_videos"], clips[:1])
@@ -137,7 +137,7 @@ def test_misspelled_options_are_refused(processor, video):
 
 
 def test_training_follows_the_generator(processor, video):
-    """A generator continues from call to call, as it is not copied."""
+    """The generator is not copied, so it continues from call to call."""
 
     def clips(seed=None, calls=2, nested=False):
         options = {"generator": None if seed is None else torch.Generator().manual_seed(seed)}
@@ -157,7 +157,7 @@ def test_training_follows_the_generator(processor, video):
 
 
 def test_defaults_stay_as_they_are(processor):
-    """Options of one call do not reach the next."""
+    """Options of one call do not affect the next one."""
     processor(text="a", text_kwargs={"padding": "max_length"}, common_kwargs={"return_tensors": "np"})
     inputs = processor(text=["a", "a dog"])
     assert isinstance(inputs["input_ids"], torch.Tensor)

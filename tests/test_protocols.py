@@ -1,4 +1,4 @@
-"""Protocols on stand-ins for the benchmarks, from the command line to the file; and which split chooses what."""
+"""Tests for evaluation protocols on stand-ins for the benchmarks, and for which split selects the checkpoint."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ ACTIONS = ("brush_hair", "climb", "wave")
 
 
 def make_folds(root, media):
-    """HMDB51 with three videos per class, of which fold N tests the N-th."""
+    """Writes HMDB51 with three videos per class; fold N tests on the N-th video."""
     for label in ACTIONS:
         names = [f"{label}{n}.avi" for n in (1, 2, 3)]
         media.link(root / "hmdb51_org" / label, names)
@@ -64,7 +64,7 @@ def make_folds(root, media):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Stand-ins in `data`, a dual encoder in `model`, and a classifier for each fold of the actions."""
+    """Returns paths: `data` has stand-ins for the benchmarks, `model` a dual encoder, `root` a classifier per fold."""
     root = tmp_path_factory.mktemp("protocols")
     media = Media(root / "media")
     for name, make in {"msrvtt": make_msrvtt, "msvd": make_msvd, "didemo": make_didemo, "lsmdc": make_lsmdc}.items():
@@ -86,7 +86,7 @@ def places(tmp_path_factory):
 
 
 def command(capsys, *argv) -> dict:
-    """What a command prints as JSON."""
+    """Returns what a command prints as JSON."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([*map(str, argv), "--json"])
@@ -157,7 +157,7 @@ def test_unknown_names():
         get_protocol("x")
 
 
-def test_a_protocol_is_registered_and_evaluated_by(places, monkeypatch, capsys, tmp_path):
+def test_a_registered_protocol_can_be_evaluated(places, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("region_learner.evaluation.protocols.PROTOCOLS", dict(PROTOCOLS))
     mine = Protocol(corpus="msvd", split="val", captions="mine", sizes={"videos": 3}, source="me")
     registered = register_protocol("mine", mine)
@@ -196,7 +196,7 @@ def test_protocols_that_cannot_be_registered(name, changes, message):
     with pytest.raises(ValueError, match=message):
         register_protocol(name, Protocol(**{"corpus": "msvd"} | changes))
     assert before == PROTOCOLS
-    if name == "mine":  # nor is a checkpoint evaluated by them
+    if name == "mine":  # evaluating a checkpoint with it fails in the same way
         with pytest.raises(ValueError, match=message):
             evaluate_checkpoint(Protocol(**{"corpus": "msvd"} | changes), "nowhere")
 
@@ -235,7 +235,7 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
     assert found.protocol["name"] == name
     assert found.primary[0] == get_protocol(name).metric
     assert found.data["unreadable"] == []
-    # Galleries of three videos are not a benchmark, and a note says so.
+    # A note says that a gallery of three videos is not the benchmark.
     assert found.notes == printed["notes"]
     assert f"{name} was evaluated on 3 " in found.notes[0]
     assert ("could not be checked" in found.notes[-1]) == name.endswith("_zero_shot")  # there is no training run
@@ -245,7 +245,7 @@ def test_protocols_from_the_command_line(name, places, tmp_path, capsys, caplog)
 
 
 def make_vitatecs(root, media):
-    """A pair or two of each aspect, in which the wrong caption is the right one of another pair."""
+    """Writes one or two pairs per aspect, whose wrong caption is the right caption of another pair."""
     for number, aspect in enumerate(ASPECTS):
         names = [f"MSRVTT/video{number}.mp4", f"VATEX/a_{number}_000000_000010.mp4"][: 1 + number % 2]
         media.link(root / "videos", names)
@@ -319,14 +319,14 @@ def test_missing_videos_are_reported(places, tmp_path, capsys, monkeypatch):
         evaluate_checkpoint(protocol, places.model, places.data / "msvd", max_unreadable=2)
 
 
-def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, capsys):
+def test_the_file_records_everything_that_affects_the_results(places, tmp_path, capsys):
     argv = ["evaluate", places.model, "--protocol=msvd", "--data-dir", places.data / "msvd", "--clips=2"]
     argv += ["--dual-softmax", "--output", tmp_path / "evaluation.json"]
     printed = command(capsys, *argv)
     found = read_results(tmp_path / "evaluation.json")
     assert found.protocol["frames"] == 2
     assert (found.protocol["clips"], found.protocol["window_stride"]) == (2, None)
-    assert found.protocol["dual_softmax_temperature"] == pytest.approx(0.05)  # that of the model
+    assert found.protocol["dual_softmax_temperature"] == pytest.approx(0.05)  # the temperature of the model
     assert found.dtype == "float32"
     assert found.seconds > 0
     assert found.model["weights"].keys() == {"model.safetensors"}
@@ -339,7 +339,7 @@ def test_everything_that_numbers_depend_on_is_in_the_file(places, tmp_path, caps
     assert found.data["sha256"] == digest_of_rows(load_corpus("msvd", places.data / "msvd", "test"))
     assert found.data["sha256"] != digest_of_rows(load_corpus("msvd", places.data / "msvd", "val"))
     stream = IterableDataset.from_generator(lambda: iter(load_corpus("msvd", places.data / "msvd", "test")))
-    assert found.data["sha256"] == digest_of_rows(stream)  # which knows neither columns nor features
+    assert found.data["sha256"] == digest_of_rows(stream)  # a stream knows neither its columns nor its features
     # Re-scored metrics are separate, under their own names.
     assert all(name.startswith("dsl_") for name in found.rescored)
     assert not any(name.startswith("dsl_") for name in found.metrics)
@@ -403,7 +403,7 @@ def test_training_with_other_lists_of_the_same_videos(places, tmp_path, corpus, 
     assert not found.data["trained_on"]
 
 
-def test_folds_are_lists_of_their_own(tmp_path):
+def test_each_fold_has_its_own_lists(tmp_path):
     told = {"corpus": "ucf101", "corpus_options": {"fold": 2}}
     (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))
     history = training_history(str(tmp_path))
@@ -412,7 +412,7 @@ def test_folds_are_lists_of_their_own(tmp_path):
     assert history.other_lists("ucf101", lists_of("ucf101", {})) == ["fold 2"]
 
 
-def test_views_and_dual_softmax_reach_the_numbers(places):
+def test_views_and_dual_softmax_reach_the_metrics(places):
 
     protocol = get_protocol("msrvtt_full")
     found = evaluate_checkpoint(
@@ -479,14 +479,14 @@ def test_all_folds(name, model, places, tmp_path, capsys):
     assert [part["data"]["options"]["fold"] for part in printed["folds"]] == [1, 2, 3]
     assert len({json.dumps(part["model"]["weights"]) for part in found.folds}) == (3 if "{fold}" in model else 1)
     assert all(note.startswith("folds 1, 2, 3: ") for note in found.notes)
-    # What is true of one fold alone is said of it alone.
+    # What differs between folds is only reported per fold.
     assert found.data == {"corpus": "hmdb51", "data_dir": "hmdb51", "split": "test", "options": {}}
     assert "videos" not in printed
     assert [part["data"]["videos"] for part in found.folds] == [3, 3, 3]
     assert len({part["data"]["sha256"] for part in found.folds}) == 3
     assert found.model["name"] == model
     assert ("weights" in found.model) == ("{fold}" not in model)
-    if "{fold}" not in model:  # without the option it is the first, and says so
+    if "{fold}" not in model:  # without the option, the first fold is evaluated
         assert evaluate_checkpoint(protocol, str(path), places.data / "hmdb51").data == each[0].data
     with pytest.raises(SystemExit):
         main([str(part) for part in argv])
@@ -543,7 +543,7 @@ def test_each_fold_has_its_own_published_size(places):
         (["--protocol=msvd", "--output=a-file/e.json"], "Results cannot be written to a-file/e.json"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monkeypatch):
+def test_errors_are_one_line(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("")
     with pytest.raises(SystemExit) as end:
@@ -577,7 +577,7 @@ def test_what_is_wrong_is_said_in_one_line(argv, message, capsys, tmp_path, monk
     ],
 )
 def test_a_model_of_another_task_is_refused(model, protocol, data, message, places, capsys, tmp_path):
-    """Its weights would be drawn at random, and the numbers would look measured."""
+    """Without this check, missing weights would be random, and the metrics would look like real measurements."""
     output = tmp_path / "results.json"
     argv = ["evaluate", f"{places.root / model}", f"--protocol={protocol}", f"--data-dir={places.data / data}"]
     with pytest.raises(SystemExit) as end:
@@ -589,7 +589,7 @@ def test_a_model_of_another_task_is_refused(model, protocol, data, message, plac
     assert not output.exists()
 
 
-def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
+def test_incomplete_and_foreign_checkpoints_are_refused(places, tmp_path):
     model, processor = load_checkpoint(str(places.model), "retrieval")
     tower = tmp_path / "tower"
     model.video_model.save_pretrained(tower)
@@ -617,14 +617,14 @@ def test_checkpoints_are_whole_and_of_this_kind(places, tmp_path):
         load_checkpoint(str(tmp_path / "wider"), "retrieval")
 
 
-def test_a_model_is_asked_for(capsys):
+def test_the_model_is_required(capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--protocol=msvd"])
     assert end.value.code == 2
     assert "MODEL" in capsys.readouterr().err
 
 
-def test_the_list(capsys):
+def test_the_list_of_protocols(capsys):
     assert command(capsys, "evaluate", "--list-protocols")["msvd"]["sizes"] == {"videos": 670}
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--list-protocols"])
@@ -635,8 +635,8 @@ def test_the_list(capsys):
 
 
 @pytest.mark.parametrize("lost", ["file", "standard output"])
-def test_numbers_are_not_lost(lost, places, tmp_path, capsys, monkeypatch):
-    """What cannot be written was printed, and what cannot be printed is written."""
+def test_results_are_not_lost(lost, places, tmp_path, capsys, monkeypatch):
+    """Results are printed even if the file cannot be written, and written even if they cannot be printed."""
 
     def fail(*_):
         raise OSError("no space left")
@@ -660,7 +660,7 @@ def test_numbers_are_not_lost(lost, places, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def trained(places, tmp_path):
-    """A checkpoint in `run/checkpoint-7`; the function writes what the training run says, and evaluates it."""
+    """Returns a function that writes results.json for the run of a checkpoint, and evaluates the checkpoint."""
     checkpoint = tmp_path / "run" / "checkpoint-7"
     checkpoint.mkdir(parents=True)
     for path in (places.root / "model").iterdir():
@@ -676,16 +676,16 @@ def trained(places, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["run", "run/checkpoint-7"])
-def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
+def test_zero_shot_is_refused_for_training_corpora(trained, folder):
     with pytest.raises(ValueError, match=r"not trained on msvd, but .* was, according to .*: use msvd\."):
         trained("msvd_zero_shot", folder, corpus="msvd")
-    with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # asked about the same videos
+    with pytest.raises(ValueError, match=r"use msrvtt_mc\."):  # its questions are about the same videos
         trained("msrvtt_mc_zero_shot", folder, corpus="webvid", corpora=[{"corpus": "msrvtt"}])
-    with pytest.raises(ValueError, match=r"not trained on vitatecs, .* use vitatecs\."):  # some of its videos
+    with pytest.raises(ValueError, match=r"not trained on vitatecs, .* use vitatecs\."):  # shares some of its videos
         trained("vitatecs_zero_shot", folder, corpus="msrvtt")
     with pytest.raises(ValueError, match=r"use hmdb51 or hmdb51_prompts\."):
         trained("hmdb51_zero_shot", folder, corpus="hmdb51")
-    # Of several corpora, `corpus` is that of the validation.
+    # With several training corpora, `corpus` is only used for validation.
     found = trained("msvd_zero_shot", folder, corpus="msvd", corpora=[{"corpus": "webvid"}])
     assert found.model["trained_on"] == ["webvid"]
     assert not any("could not be checked" in note for note in found.notes)
@@ -694,7 +694,7 @@ def test_zero_shot_is_refused_for_what_was_trained_on(trained, folder):
     assert not any("could not be checked" in note for note in found.notes)
 
 
-def test_zero_shot_is_refused_for_what_an_earlier_run_was_trained_on(trained, tmp_path):
+def test_zero_shot_is_refused_for_corpora_of_earlier_runs(trained, tmp_path):
     write(tmp_path / "first" / "results.json", {"arguments": {"corpus": "msvd"}})
     with pytest.raises(ValueError, match="for models that were not trained on msvd"):
         trained("msvd_zero_shot", corpus="webvid", model=str(tmp_path / "first"))
@@ -724,11 +724,11 @@ def test_a_claim_that_cannot_be_checked_is_noted(trained, tmp_path, arguments, r
     assert not any("could not be checked" in note for note in trained("msvd", **arguments).notes)
 
 
-# --- Validation chooses, the test is seen once ---------------------------------------------------------------
+# --- Validation selects the checkpoint, which is tested once -------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("finetune_")])
-def test_recipes_choose_by_validation_or_not_at_all(name):
+def test_recipes_select_checkpoints_by_validation_or_not_at_all(name):
     model, data, arguments = parse_stages([name, "--model=x", "--data_dir=x"])[-1]
     # Where there is no validation split, the number of epochs is fixed.
     without = {
@@ -751,8 +751,8 @@ def test_recipes_choose_by_validation_or_not_at_all(name):
         assert arguments.greater_is_better
 
 
-def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
-    """Validation says that the second of three checkpoints is best, the test would say the third: the second it is."""
+def test_a_run_selects_its_checkpoint_by_validation(tmp_path, monkeypatch):
+    """The run keeps the second of three checkpoints, which is best on validation, and tests only that one."""
     corpus = make_corpus(
         "moving_shapes", tmp_path / "corpus", workers=1, progress=False, train=8, val=2, test=4, test_unseen=0,
         size=48, frames=4, objects=[1, 1],
@@ -760,7 +760,7 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
     validations, tests = iter([10.0, 30.0, 20.0]), []
 
     def validate(prediction):
-        assert len(prediction.predictions[0]) == 2  # the validation split, not the four videos of the test
+        assert len(prediction.predictions[0]) == 2  # the validation split, not the four videos of the test split
         return {"t2v_gmean": next(validations)}
 
     def test(model, processor, dataset, **_):
@@ -777,7 +777,7 @@ def test_a_run_chooses_its_checkpoint_by_validation(tmp_path, monkeypatch):
         "--eval_strategy=epoch", "--save_strategy=epoch",
     ]  # fmt: skip
     results = train(*parse_arguments(argv))
-    assert next(validations, None) is None  # three, and no more after training
+    assert next(validations, None) is None  # three validations, and none after training
     assert len(tests) == 1
     assert results["test"]["t2v_gmean"] == 100.0
     saved = load_file(tmp_path / "run" / "model.safetensors")
@@ -809,7 +809,7 @@ def test_an_evaluation_names_its_split_and_says_if_it_was_trained_on(places, tmp
 
 
 @pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere/../here", True), ("elsewhere", False)])
-def test_ones_own_videos_are_those_of_the_same_directory(tmp_path, where, seen):
+def test_custom_videos_are_identified_by_their_directory(tmp_path, where, seen):
     (tmp_path / "elsewhere").mkdir()
     told = {"corpora": [{"corpus": "folder", "data_dir": str(tmp_path / "here")}], "corpus": "folder"}
     (tmp_path / "results.json").write_text(json.dumps({"arguments": told}))

@@ -1,4 +1,4 @@
-"""`push`: what is checked before anything is sent, one commit, and what happens when the Hub does not take it."""
+"""Tests `push`: its checks before anything is sent, its single commit, and failures of the Hub."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(original) -> set[str]:
-    """The names of what is pushed: all that saving has written, the results, and the card."""
+    """Returns the names of all pushed files: those that saving wrote, the results, and the card."""
     names = {path.relative_to(original).as_posix() for path in original.rglob("*") if path.is_file()}
     assert SOURCES | {"model.safetensors", "config.json", "tokenizer.json", "msvd.json", "results.json"} <= names
     assert {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"} <= names
@@ -73,20 +73,20 @@ def checkpoint(original, tmp_path):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Leaves out the fresh process, which takes seconds; two tests below start it."""
+    """Skips loading in a fresh process, which takes seconds; some tests below include it."""
     monkeypatch.setattr(publishing, "check_loads_without_package", lambda files, directory: None)
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, loads):
-    """A Hub to which the functions of this process push."""
+    """Yields a local Hub that this process pushes to."""
     with LocalHub() as hub:
         hub.use_in_this_process(monkeypatch, tmp_path)
         yield hub
 
 
 def commits(hub, repo=REPO) -> list[dict[str, bytes]]:
-    """The files of each commit after the first, empty one."""
+    """Returns the files of each commit after the first, which is empty."""
     return list(hub.repositories[repo].commits.values())[1:]
 
 
@@ -119,7 +119,7 @@ OF_THE_RUN = {
 }
 
 
-def test_a_push_is_one_private_commit_of_the_checkpoint_alone(hub, checkpoint, whole, capsys):
+def test_a_push_is_one_private_commit_of_only_the_checkpoint(hub, checkpoint, whole, capsys):
     for name in OF_THE_RUN:
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_text("x")
@@ -133,7 +133,7 @@ def test_a_push_is_one_private_commit_of_the_checkpoint_alone(hub, checkpoint, w
     unchanged = whole - {"README.md", "results.json"}
     assert {name: files[name] for name in unchanged} == {name: (checkpoint / name).read_bytes() for name in unchanged}
     assert ModelCard(files["README.md"].decode()).data.license == "mit"
-    assert not (checkpoint / "README.md").exists()  # nothing here is changed
+    assert not (checkpoint / "README.md").exists()  # the local directory is unchanged
 
     report = json.loads(out)
     assert report["files"] == {name: len(content) for name, content in files.items()}
@@ -169,7 +169,7 @@ def test_a_dry_run_shows_the_same_and_sends_nothing(hub, checkpoint, whole, caps
     assert hub.requests == []
 
 
-def test_a_name_without_an_owner_is_ones_own(hub, checkpoint):
+def test_a_name_without_an_owner_belongs_to_the_user(hub, checkpoint):
     assert push(checkpoint, "mine").repo == REPO
     assert f'from_pretrained("{REPO}"' in commits(hub)[0]["README.md"].decode()
 
@@ -191,7 +191,7 @@ def test_public_on_request(hub, checkpoint):
     assert len(commits(hub)) == len(commits(hub, "tester/other")) == 1
 
 
-def test_a_second_push_replaces_weights_in_other_parts(hub, checkpoint):
+def test_a_second_push_replaces_old_weight_files(hub, checkpoint):
     push(checkpoint, REPO)
     weights = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
@@ -209,7 +209,7 @@ def test_a_second_push_replaces_weights_in_other_parts(hub, checkpoint):
     assert found == {*parts, "model.safetensors.index.json", "modeling_region_learner.py"}
 
 
-def test_a_card_that_somebody_wrote_on_the_hub_is_not_replaced_by_one_made_here(hub, checkpoint):
+def test_a_card_edited_on_the_hub_is_not_replaced_by_a_generated_one(hub, checkpoint):
     push(checkpoint, REPO)
     push(checkpoint, REPO, message="the same card")
     edited = dict(commits(hub)[-1]) | {"README.md": b"# Edited\n"}
@@ -217,12 +217,12 @@ def test_a_card_that_somebody_wrote_on_the_hub_is_not_replaced_by_one_made_here(
     with pytest.raises(ValueError, match="tester/mine has another card on the Hub, which would be replaced"):
         push(checkpoint, REPO)
     assert commits(hub)[-1] == edited
-    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")  # but by one that a user wrote
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")  # a user's card may replace it
     push(checkpoint, REPO)
     assert b"# Mine" in commits(hub)[-1]["README.md"]
 
 
-def test_pictures_of_the_card_and_modules_of_sentence_transformers_belong(checkpoint):
+def test_card_images_and_sentence_transformers_modules_belong_to_a_checkpoint(checkpoint):
     (checkpoint / "README.md").write_text("![a](./regions.png) ![b](../b.png) ![c](https://x.y/c.png)")
     modules = [{"path": ""}, {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
     (checkpoint / "modules.json").write_text(json.dumps([*modules, {"path": "2", "type": "own_module.Own"}]))
@@ -239,7 +239,7 @@ def test_pictures_of_the_card_and_modules_of_sentence_transformers_belong(checkp
 
 def test_it_loads_from_the_pushed_files_without_the_package(checkpoint, monkeypatch):
     files = checkpoint_files(checkpoint).belong
-    check_loads_without_package(files, checkpoint)  # says nothing
+    check_loads_without_package(files, checkpoint)  # raises nothing
     monkeypatch.setattr(subprocess, "run", run_script)
     weights = load_file(checkpoint / "model.safetensors")
     weights["another"] = weights.pop("text_projection.weight")
@@ -378,7 +378,7 @@ def test_what_must_not_be_published(checkpoint, hub, capsys, number):
     (line,) = err.splitlines()
     assert line.startswith("region-learner: error: ")
     assert message in line
-    assert hub.requests == []  # before anything is sent
+    assert hub.requests == []  # the check comes before anything is sent
 
 
 @pytest.mark.parametrize(
@@ -400,13 +400,13 @@ def test_wrong_usage(checkpoint, hub, capsys, argv, message):
     assert hub.requests == []
 
 
-def test_a_license_is_not_written_into_a_card_that_exists(checkpoint, loads):
+def test_a_license_is_not_written_into_an_existing_card(checkpoint, loads):
     with_card("---\nlicense: mit\n---\n")(checkpoint)
     with pytest.raises(ValueError, match=r"--license has no effect, as .*README.md exists: write `license: bsd`"):
         check(checkpoint, REPO, license="bsd")
 
 
-def test_a_card_that_was_made_here_passes(checkpoint, loads):
+def test_a_generated_card_passes(checkpoint, loads):
     with_edited_card("# ", "# ")(checkpoint)
     checked = check(checkpoint, REPO)
     assert checked.notes == [
@@ -436,7 +436,7 @@ def test_leaks(text, found):
     assert [(leak.line, leak.what[: len(what)]) for leak, (_, what) in zip(leaks(text), found, strict=True)] == found
 
 
-# --- When the Hub does not take it ---------------------------------------------------------------------------
+# --- Failures of the Hub -------------------------------------------------------------------------------------
 
 NEW, REMOVED = "POST /api/repos/create", "The repository that was created for it has been deleted again."
 FAILURES = {
@@ -456,7 +456,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failed_push_leaves_nothing(hub, checkpoint, capsys, name):
+def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     hub.faults, message = FAILURES[name]
     code, out, err = run(capsys, checkpoint, REPO)
     assert (code, out) == (2, "")
@@ -467,7 +467,7 @@ def test_a_failed_push_leaves_nothing(hub, checkpoint, capsys, name):
     assert "DELETE /api/repos/delete" in hub.requests
     assert hub.repositories == {}
 
-    # A repository that was there before is as it was.
+    # A repository that existed before is unchanged.
     hub.faults = {}
     push(checkpoint, REPO)
     (before,) = commits(hub)
@@ -491,7 +491,7 @@ def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint):
     assert commits(hub) == []
 
 
-def test_a_commit_whose_answer_is_lost_is_not_removed(hub, checkpoint, monkeypatch):
+def test_a_commit_whose_response_is_lost_is_not_removed(hub, checkpoint, monkeypatch):
     real = publishing.commit_files
 
     def lost(*args, **options):
@@ -536,7 +536,7 @@ def test_somebody_elses_repository(hub, checkpoint):
     assert all(request.startswith("GET") for request in hub.requests)
     hub.faults = {
         NEW: (403, "You don't have the rights to create a model under the namespace")
-    }  # a token that only reads
+    }  # a token that can only read
     with pytest.raises(OSError, match=r"You cannot write to tester/mine \(the Hub says: You don't have the rights"):
         push(checkpoint, REPO)
 
@@ -576,14 +576,14 @@ def test_space(hub, checkpoint, capsys):
     assert err.splitlines()[-1] == f"Pushed the Space: {hub.url}/spaces/{REPO}/commit/{space.branches['main']}"
 
 
-def test_a_space_that_fails_is_told_from_the_model(hub, checkpoint):
+def test_a_failed_space_is_reported_apart_from_the_model(hub, checkpoint):
     hub.faults = {"/api/spaces/.*/commit/": (402, "Spaces need a subscription")}
     with pytest.raises(OSError, match=r"The model is published \(http.*\), but not its Space: .* deleted again."):
         push(checkpoint, REPO, space=True)
     assert hub.repositories.keys() == {REPO}
 
 
-def test_a_space_that_exists_keeps_its_page_and_gets_this_package(hub, checkpoint):
+def test_an_existing_space_keeps_its_page_and_gets_this_package(hub, checkpoint):
     push(checkpoint, REPO, space=True)
     space = hub.repositories[f"spaces/{REPO}"]
     mine = {"README.md": b"# Mine", "videos/a.mp4": b"a", "region_learner/old.py": b"", "app.py": b"old"}
@@ -599,7 +599,7 @@ def test_a_space_that_exists_keeps_its_page_and_gets_this_package(hub, checkpoin
     assert len(commits(hub)) == 1
 
 
-def test_a_space_without_videos_says_what_to_add(tmp_path):
+def test_a_space_without_videos_has_no_index(tmp_path):
     from region_learner.space import open_index
 
     assert open_index(tmp_path, REPO) is None
@@ -607,7 +607,7 @@ def test_a_space_without_videos_says_what_to_add(tmp_path):
 
 @pytest.mark.slow
 def test_the_app_of_a_space_starts(hub, checkpoint, tmp_path):
-    """As its files are on the Hub, in a process of its own; first without videos."""
+    """The app starts from the files of the Space, in a separate process, before any videos are added."""
     import os
     import time
     from urllib.error import URLError

@@ -1,4 +1,4 @@
-"""Checkpoints pushed to a Hub while training continues: each can be loaded where the package is absent."""
+"""Tests checkpoints that are pushed to a Hub during training: each can be loaded without the package."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_intermediate_pushes_load_with_remote_code(pushed, video, work):  # noqa
     environment = {"HF_ENDPOINT": pushed.url, "HF_HUB_DISABLE_XET": "1"}
     results = run_without_package(jobs, work / "remote", video, home=work / "user", **environment)
     embeddings = [results[name][0]["outputs.video_embeds"] for name in ("step", "end")]
-    assert not torch.equal(*embeddings)  # training went on in between
+    assert not torch.equal(*embeddings)  # training continued in between
     assert all("transformers_modules" in module for module in results["step"][1]["modules"])
 
 
@@ -87,7 +87,7 @@ RUN = {"train": {"train_loss": 1, "train_runtime": 2}, "arguments": {"data_dir":
 
 
 class EditCard(TrainerCallback):
-    """Somebody who edits the card on the Hub after a step."""
+    """Edits the card on the Hub after a step, as a user might."""
 
     def __init__(self, hub, text: bytes, step: int = 1):
         self.hub, self.text, self.step = hub, text, step
@@ -113,13 +113,13 @@ def files_by_message(hub) -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> set[str]:
-    """The names of the files that a model is loaded from."""
+    """Returns the names of the files that a model is loaded from."""
     directory = tmp_path_factory.mktemp("saved")
     tiny_model().save_pretrained(directory)
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, whole, tmp_path):
+def test_each_commit_is_one_checkpoint_and_keeps_the_card(hub, whole, tmp_path):
     trainers = []
     train(tmp_path / "run", trainers, callbacks=(EditCard(hub, b"# Mine"),), save=True)
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -128,8 +128,8 @@ def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, whole, tmp_path)
     trainers[0].push_to_hub()
     found = files_by_message(hub)
     steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
-    assert sorted(found) == sorted(["initial commit", "edited", *steps, "End of training"])  # and none of the same
-    assert len(hub.repositories[REPO].commits) == len(found)  # one commit each
+    assert sorted(found) == sorted(["initial commit", "edited", *steps, "End of training"])  # no other commits
+    assert len(hub.repositories[REPO].commits) == len(found)  # one commit per message
     for step, message in enumerate(steps, start=1):
         assert found[message].keys() - {"README.md"} == whole
         saved = (tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
@@ -145,7 +145,7 @@ def test_each_commit_is_one_checkpoint_and_leaves_the_card(hub, whole, tmp_path)
         assert torch.equal(model.state_dict()[name], value)
 
 
-def test_where_there_is_no_card_one_comes_at_the_end(hub, tmp_path):
+def test_a_missing_card_is_added_at_the_end(hub, tmp_path):
     trainers = []
     train(tmp_path / "run", trainers, max_steps=1, save=True)
     (tmp_path / "run" / "results.json").write_text(json.dumps(RUN))
@@ -179,7 +179,7 @@ def test_a_pushed_checkpoint_is_complete(hub, whole, tmp_path, strategy, folder)
     assert not any(TOKEN.encode() in content for content in pickled)
 
 
-def test_a_checkpoint_that_is_removed_meanwhile_is_pushed_whole(hub, tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_removed_during_its_push_is_pushed_completely(hub, tmp_path, monkeypatch):
     real, first = pushing.commit_files, tmp_path / "run" / "checkpoint-1"
     content = []
 
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_pushed_whole(hub, tmp_path, m
     assert found["Training in progress, step 1"]["model.safetensors"] == content[0]
 
 
-def test_a_push_that_fails_does_not_end_training(hub, tmp_path, caplog):
+def test_a_failed_push_does_not_end_training(hub, tmp_path, caplog):
     trainers = []
     hub.faults = {"/commit/": (403, "Private repository storage limit reached")}
     train(tmp_path / "run", trainers)

@@ -1,4 +1,4 @@
-"""The README: its length, and that its examples print what it says after `make demo`."""
+"""Tests for the README: its length, and that its examples print what it says after `make demo`."""
 
 import ast
 import contextlib
@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 
 
 def example() -> tuple[str, str]:
-    """The Python example that loads the demo's checkpoint, and what it says that it prints."""
+    """Returns the Python example that loads the demo's checkpoint, and the output that its comment promises."""
     (code,) = [block for block in blocks_of(README, "python") if "AutoModel" in block]
     (printed,) = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
     return code, printed
@@ -38,7 +38,7 @@ def test_it_is_short():
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
-    """With a model that is not trained: the example runs, and chooses one of its two texts."""
+    """With an untrained model, the example runs and prints one of its texts."""
     monkeypatch.chdir(tmp_path)
     sizes = {"train": 0, "val": 0, "test_unseen": 0, "size": 48, "frames": 4, "objects": [1, 1]}
     code, printed = example()
@@ -57,14 +57,14 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_examples_print_what_the_readme_says(tmp_path, monkeypatch, capsys):
-    """After the whole demo: the query finds its clip, and the example prints the right text."""
+    """After the whole demo, the query finds its clip, and the example prints the right text."""
     monkeypatch.chdir(tmp_path)
     run_demo("demo-output")
     code, printed = example()
     assert output_of(code) == printed
     lines = [words for block in blocks_of(README, "bash") for words in lines_of(block)]
     ((_, *argv),) = [words for words in lines if "demo-output/videos.index" in words]
-    # Not the probability and the score, which depend on the processor.
+    # The probability and the score are not compared, because they depend on the processor.
     ((times, name),) = re.findall(r"```\n *\d+%  [\d.]+  (\S+)  \S*?(video-\d+\.mp4)\n```", README.read_text("utf-8"))
     capsys.readouterr()
     main(argv)

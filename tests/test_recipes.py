@@ -1,4 +1,4 @@
-"""Every recipe, run at toy size on stand-ins for its data, and what their headers and wrong keys say."""
+"""Runs every recipe at toy size on stand-ins for its data, and checks recipe headers and errors about wrong keys."""
 
 import itertools
 import json
@@ -45,16 +45,18 @@ ANSWERS = ("accuracy", "questions", "out_of_vocabulary")
 @dataclass
 class Toy:
     """
+    A toy run of a recipe, and what is expected of it.
+
     Args:
-        options: where data and model of the run lie: "{data}", "{checkpoint}" and so on are filled in.
+        options: options with the places of data and models: "{data}", "{checkpoint}" and so on are filled in.
         frames: frames per clip in each of the steps.
         rate: learning rate of the first step of each stage; with warm-up, this is 0.
-        metrics: some of the final metrics; empty if there is no test.
+        metrics: some of the final metrics; empty if the recipe does not test.
         rows: training rows of each corpus.
-        evaluated: a metric of each evaluation while training, if there are any; with a star, the checkpoint is
-            chosen by it.
+        evaluated: a metric of the evaluations during training, or None if there are none. A star means that the
+            best checkpoint is chosen by it.
         model: the class that loads the checkpoint.
-        paper: whether the optimizer is the paper's.
+        paper: whether the optimizer has the paper's settings.
     """
 
     options: str
@@ -138,7 +140,7 @@ SIZES = (
 
 
 class Media:
-    """Writes three clips of eight frames and an image, and links them wherever a corpus has a file."""
+    """Writes three clips of eight frames and an image, and links them wherever a corpus expects a file."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -185,7 +187,7 @@ def make_msrvtt(root: Path, media: Media):
     for split, own in splits.items():
         write(root / f"{split}_list_full.txt", "\n".join(f"video{n}" for n in own))
         write(root / "MSRVTT-QA" / f"{split}_qa.json", questions(own))
-    # For 1k-A there is more to train on, of which one is a test video of protocol full.
+    # Protocol 1k-A has one more training video, which is a test video of protocol full.
     write_csv(root / "MSRVTT_train.9k.csv", [{"video_id": f"video{n}"} for n in (*splits["train"], 8000)])
     pairs = [{"key": f"ret{n}", "video_id": f"video{n}", "sentence": caption(n)} for n in splits["test"]]
     write_csv(root / "MSRVTT_JSFUSION_test.csv", pairs)
@@ -279,7 +281,7 @@ def make_folder(root: Path, media: Media):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Where the stand-ins lie: `data`, a `checkpoint` of one frame, and two towers, `timm` and `distilbert`."""
+    """Paths of `data`, a `checkpoint` that reads one frame, `clip`, and two towers, `timm` and `distilbert`."""
     root = tmp_path_factory.mktemp("recipes")
     data, media = root / "data", Media(root / "media")
     for name in ("msrvtt", "msvd", "didemo", "lsmdc", "webvid", "cc3m", "folder"):
@@ -307,7 +309,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def trainers(monkeypatch):
-    """The trainers of all runs, each with what its steps were given."""
+    """The trainers of all runs. Each records the clip shape, learning rate and video ids of its steps in `steps`."""
     made = []
 
     class Spy(RegionLearnerTrainer):
@@ -332,12 +334,12 @@ def test_every_recipe_is_run():
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where a recipe's own data_dir is not
+    monkeypatch.chdir(tmp_path)  # so that the recipe's default data_dir does not exist
     toy = TOYS[name]
     options = shlex.split(toy.options.format_map(vars(places)))
     results = train_stages(parse_stages([name, *options, *SIZES.split(), f"--output_dir={tmp_path}"]))
 
-    # What the recipe says has reached the run.
+    # The run uses the settings of the recipe.
     steps = [step for trainer in trainers for step in trainer.steps]
     assert [shape[:2] for shape, _, _ in steps] == [(2, frames) for frames in toy.frames]
     assert [trainer.steps[0][1] for trainer in trainers] == pytest.approx(toy.rate)
@@ -346,12 +348,12 @@ def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monke
         if toy.paper:
             assert (group["eps"], group["weight_decay"]) == (1e-6, 0.0)
         assert [len(part.dataset) for part in trainer.parts if not part.streamed] == toy.rows
-    if len(toy.rows) > 1:  # a batch of each corpus in turn
+    if len(toy.rows) > 1:  # corpora take turns, one batch at a time
         of_corpora = [{stable_id(i) for i in part.dataset["video_id"]} for part in trainers[0].parts]
         for number, (_, _, ids) in enumerate(steps):
             assert ids <= of_corpora[number % len(of_corpora)]
 
-    # It was evaluated.
+    # The run was evaluated, and its results are recorded.
     assert results == json.loads((tmp_path / "results.json").read_text())
     for name in ("learning_rate", "per_device_train_batch_size", "seed"):
         assert results["arguments"][name] == getattr(trainers[-1].args, name)
@@ -368,7 +370,7 @@ def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monke
         state = trainers[-1].state
         assert (state.best_model_checkpoint is not None) == toy.evaluated.endswith("*")
 
-    # What was saved loads, and is as trained.
+    # The saved checkpoint loads as the trained model.
     model, processor = toy.model.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert type(model) is type(trainers[-1].model)
     trained = trainers[-1].model.state_dict()
@@ -379,8 +381,8 @@ def test_recipes_train_evaluate_and_save(name, places, trainers, tmp_path, monke
         assert len(model.config.id2label) == 2
 
 
-def test_stages_go_on_from_one_another(places, trainers, tmp_path):
-    """The temporal positions grow, and a stage that has finished is not run again."""
+def test_each_stage_continues_from_the_previous_one(places, trainers, tmp_path):
+    """Each stage has more frames than the previous one, and a finished stage is not run again."""
     options = f"{TOWERS} {IMAGES_AND_VIDEOS} {SIZES}".format_map(vars(places)).split()
     argv = ["curriculum_1f_4f_8f", *options, "--max_steps=1", f"--output_dir={tmp_path}", "--eval_strategy=no"]
     stages = parse_stages(argv)
@@ -398,7 +400,7 @@ def test_stages_go_on_from_one_another(places, trainers, tmp_path):
 # Settings of the paper
 
 
-def test_pretraining_is_as_in_the_paper():
+def test_pretraining_matches_the_paper():
     model, data, training = parse_arguments(["pretrain_cc3m_webvid"])
     assert [(entry["corpus"], entry.get("batch_size")) for entry in data.corpora] == [("cc3m", None), ("webvid", None)]
     assert (model.num_frames, model.video_config) == (1, {"num_frames": 4})
@@ -420,7 +422,7 @@ FINETUNING = [
 
 
 @pytest.mark.parametrize("name", OF_DUAL_ENCODERS)
-def test_finetuning_of_dual_encoders_is_that_of_clip4clip(name):
+def test_finetuning_of_dual_encoders_matches_clip4clip(name):
     model, data, training = parse_arguments([name, "--model=anything", "--data_dir=anywhere"])
     assert model.video_config == {"num_frames": OF_DUAL_ENCODERS[name]}
     assert (training.learning_rate, training.video_learning_rate, training.text_learning_rate) == (1e-4, 1e-7, 1e-7)
@@ -429,7 +431,7 @@ def test_finetuning_of_dual_encoders_is_that_of_clip4clip(name):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_finetuning_is_as_in_the_paper_and_never_sees_the_test_split(name):
+def test_finetuning_matches_the_paper_and_never_sees_the_test_split(name):
     model, data, training = parse_arguments([name, "--model=anything", "--data_dir=anywhere"])
     assert (training.per_device_train_batch_size, model.video_config) == (16, {"num_frames": 8})
     assert (training.max_grad_norm, training.lr_scheduler_type) == (0.0, "constant")
@@ -450,7 +452,7 @@ def header(path: Path) -> str:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The commands of a header: in lines of their own, indented, the first of each with more than one blank."""
+    """Returns the commands of a header, each of which starts on its own line, indented by three to five spaces."""
     text = re.sub(r"\\\n#\s+", "", header(path))
     lines = re.findall(r"^# {3,5}((?:region-learner|accelerate launch) .+)$", text, re.MULTILINE)
     return [shlex.split(line) for line in lines]
@@ -476,7 +478,7 @@ def test_recipes_say_how_to_run_them(name):
         assert stages[-1][2].output_dir == arguments[arguments.index("--output-dir") + 1]
         for model, data, _ in stages:
             given = [model.model, model.video_tower, model.text_config]
-            assert sum(value is not None for value in given) == 1  # the command says all that is needed
+            assert sum(value is not None for value in given) == 1  # the command is complete
             for entry in data.corpora or [{"corpus": data.corpus, "data_dir": data.data_dir}]:
                 assert entry["corpus"] in list_corpora()
                 assert set(entry.get("options", {})) <= set(corpus_options(entry["corpus"]))
@@ -485,7 +487,7 @@ def test_recipes_say_how_to_run_them(name):
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_recipes_say_what_they_do_need_and_give(name):
+def test_recipes_describe_their_data_and_results(name):
     path = list_recipes()[name]
     description = recipe_description(path)
     assert re.match(r"[A-Z].*\.$", description)
@@ -498,7 +500,7 @@ def test_recipes_say_what_they_do_need_and_give(name):
     described = text.partition("Data: ")[2].partition("Expected")[0]
     for section in re.findall(r'"([^"]+)"', described):
         assert section in headings
-    # Published results are those that were checked.
+    # Published results are quoted only if they were checked.
     checked = {"36.3 / 63.9 / 72.5", "31.0 / 59.5 / 70.5", "18.7 / 39.5 / 51.6"}
     assert set(re.findall(r"\d+\.\d / \d+\.\d / \d+\.\d", text)) <= checked
 
@@ -530,7 +532,7 @@ def test_wrong_keys(tmp_path, content, message):
         parse_stages([str(path)])
 
 
-def test_one_item_is_a_list(tmp_path):
+def test_a_single_item_becomes_a_list(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("{lr_milestones: 0.6, lr_scheduler_type: constant, freeze: text_model, learning_rate: 1e-3}")
     ((_, _, training),) = parse_stages([str(path)])
@@ -540,7 +542,7 @@ def test_one_item_is_a_list(tmp_path):
 def test_data_dirs():
     _, data, _ = parse_arguments(["pretrain_cc3m_webvid", "--data_dirs", "webvid=/a=b", "cc3m=there"])
     assert [entry["data_dir"] for entry in data.corpora] == ["there", "/a=b"]
-    assert data.data_dir == "/a=b"  # of evaluation
+    assert data.data_dir == "/a=b"  # the directory for evaluation
     _, data, _ = parse_arguments(["pretrain_cc3m_webvid", "--data_dirs", "cc3m=there"])
     assert [entry["data_dir"] for entry in data.corpora] == ["there", "data/WebVid"]
     assert data.data_dir == "data/WebVid"

@@ -1,4 +1,4 @@
-"""Names and options of corpora, and corpora that a program registers."""
+"""Tests the names and options of corpora, and custom corpora that a program registers."""
 
 import json
 from contextlib import suppress
@@ -160,13 +160,13 @@ def test_names_that_cannot_be_given(name):
 
 
 @pytest.mark.parametrize(("corpora", "probability"), [(("webvid", "cc3m"), 0.5), (("webvid", "moving_shapes"), 0.0)])
-def test_one_corpus_that_tells_left_from_right_is_enough(corpora, probability):
+def test_one_corpus_that_tells_left_from_right_disables_flips(corpora, probability):
     arguments = DataArguments(corpus="webvid", corpora=[{"corpus": name} for name in corpora])
     assert default_flip_probability(arguments) == probability
 
 
-def test_captions_tell_left_from_right_by_any_name(tmp_path):
-    """A synthetic corpus that is read as a folder, and its shards."""
+def test_synthetic_corpora_are_not_flipped_under_another_name(tmp_path):
+    """Clips of a synthetic corpus are not flipped when it is read as a folder or as shards."""
     sizes = {"train": 2, "val": 0, "test": 0, "test_unseen": 0, "size": 48, "frames": 4}
     make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **sizes)
     argv = ["corpus", "prepare", tmp_path / "shards", "--data-dir", tmp_path / "shapes", "--workers=1"]

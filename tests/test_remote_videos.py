@@ -1,4 +1,4 @@
-"""Videos at URLs: what is read, what is refused, and when reading ends."""
+"""Tests videos at URLs: what is read, what is refused, and when reading is given up."""
 
 import contextlib
 import http.client
@@ -57,7 +57,7 @@ def server(video):
                 if "header" not in self.path:
                     self.send_response(200)
                     self.end_headers()
-                with contextlib.suppress(OSError):  # the other side has gone
+                with contextlib.suppress(OSError):  # the client has disconnected
                     for _ in range(100):
                         self.wfile.write(b"x")
                         self.wfile.flush()
@@ -81,7 +81,7 @@ def server(video):
 
 
 def ssl_free_connection(server: str):
-    """A connection that reaches `server`, unencrypted, whatever it is asked for."""
+    """Returns a class of connections that reach `server`, unencrypted, whatever host they are for."""
 
     class Connection(http.client.HTTPConnection):
         def __init__(self, host, **kwargs):
@@ -122,20 +122,20 @@ def test_urls_are_read_wherever_videos_are(server, video, monkeypatch):
     np.testing.assert_array_equal(processor.decode(url)[0], processor.decode(video)[0])
     assert len(list(iterate_frames(url))) == 40
     rows = [{"video": url, "video_id": "0", "captions": ["x"]}, {"video": f"{server}/missing.mp4", "video_id": "1"}]
-    checked = check_corpus(Dataset.from_list(rows), workers=1)  # in other processes
+    checked = check_corpus(Dataset.from_list(rows), workers=1)  # in another process
     assert [entry["reason"] for entry in checked["unreadable"]] == [f"{server}/missing.mp4: Not Found"]
 
 
 @pytest.mark.parametrize("url", ["https://example.org/video.mp4", "http://example.org/video.mp4", "file:///video.mp4"])
 def test_without_the_package_urls_are_refused(url, monkeypatch):
-    """As in a checkpoint's copy of the file, which nobody gives a reader of URLs."""
+    """A checkpoint's copy of the file has no reader of URLs."""
     monkeypatch.setattr(video_decoding_region_learner, "_url_reader", None)
     monkeypatch.setattr(socket, "create_connection", None)
     with pytest.raises(VideoDecodeError, match=f"^{url}: URLs are only read with the region-learner package[^\n]*$"):
         read(url, 0)
 
 
-def test_urls_are_public_unless_asked_for(server, video, monkeypatch):
+def test_urls_must_be_public_unless_allowed(server, video, monkeypatch):
     monkeypatch.delenv("REGION_LEARNER_URLS", raising=False)
     asked = "set REGION_LEARNER_URLS=any"
     for url, reason in (
@@ -156,18 +156,18 @@ def test_urls_are_public_unless_asked_for(server, video, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "reason"), [("elsewhere", "http is not encrypted"), ("ftp", "unknown url type: ftp")]
 )
-def test_redirections_are_looked_at(server, monkeypatch, name, reason):
-    """A public server may send one elsewhere. Here the first request is taken for one of a public address."""
+def test_redirects_are_checked(server, monkeypatch, name, reason):
+    """A public server may redirect elsewhere. Here, the first request counts as one to a public address."""
     redirecting = ssl_free_connection(server)
     monkeypatch.setattr(module, "_PublicConnection", redirecting)
     with pytest.raises(VideoDecodeError, match=reason):
         read(f"https://example.org/{name}.mp4", 0)
 
 
-def test_redirections_to_other_addresses_are_looked_at(server, monkeypatch):
+def test_redirects_to_other_addresses_are_checked(server, monkeypatch):
     reached = ssl_free_connection(server)
     public = module._PublicConnection
-    # The first request reaches the server, the redirected one is made as always.
+    # The first request reaches the server. The redirected one uses the real connections.
     connections = iter([reached, public])
     monkeypatch.setattr(module, "_PublicConnection", lambda *args, **kwargs: next(connections)(*args, **kwargs))
     with pytest.raises(VideoDecodeError, match=r"127\.0\.0\.1, which is not a public address"):
@@ -187,7 +187,7 @@ def test_http_is_refused_behind_a_proxy_too(proxy, monkeypatch):
     [
         ("93.184.216.34", True),
         ("2606:4700::1111", True),
-        ("64:ff9b::5db8:d822", True),  # 93.184.216.34 in networks of version 6 alone
+        ("64:ff9b::5db8:d822", True),  # 93.184.216.34 in IPv6-only networks
         ("64:ff9b::a00:1", False),  # 10.0.0.1
         ("64:ff9b:1::a00:1", False),
         ("2002:7f00:1::", False),  # 127.0.0.1
@@ -205,7 +205,7 @@ def test_public_addresses(address, public):
     assert module._is_public(address) == public
 
 
-def test_a_server_that_never_comes_to_an_end(server, monkeypatch):
+def test_a_server_that_never_finishes(server, monkeypatch):
     monkeypatch.setenv("REGION_LEARNER_URLS", "any")
     monkeypatch.setattr(module, "_SECONDS", 0.5)
     for name in ("dripping_header.mp4", "dripping.mp4"):
@@ -213,8 +213,8 @@ def test_a_server_that_never_comes_to_an_end(server, monkeypatch):
             read(f"{server}/{name}", 0)
 
 
-def test_what_is_connected_to_was_looked_at(monkeypatch):
-    """A name that is public when looked at, and local when looked at again."""
+def test_connections_use_the_address_that_was_checked(monkeypatch):
+    """The name resolves to a public address when it is checked, and to a local one when it is resolved again."""
     answers = iter(["93.184.216.34", "127.0.0.1"])
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, port, *args, **kwargs: [(socket.AF_INET, 1, 6, "", (next(answers), port))]

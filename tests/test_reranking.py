@@ -1,4 +1,4 @@
-"""Re-ranking by words and regions against naive readings, from single similarities to the model card."""
+"""Tests for re-ranking by words and regions against naive implementations, from similarities to the model card."""
 
 import json
 
@@ -38,7 +38,7 @@ T, TOKEN_T = 0.07, 0.04  # temperatures
 
 
 def some_tokens(rng, n: int, length: int, padded: bool, values: int | None = None) -> Tokens:
-    """Random unit vectors, of few different ones if `values` says so; texts are padded to one length."""
+    """Returns random unit vectors (only `values` different ones, if given); `padded` sets trailing weights to 0."""
     embeds = rng.normal(size=(n, length, 5))
     if values is not None:
         embeds = rng.normal(size=(values, 5))[rng.integers(0, values, (n, length))]
@@ -57,7 +57,7 @@ def unit(rng, n: int, ties: bool) -> torch.Tensor:
 
 
 def matrices(text, video, words, regions, temperature=T, token_temperature=TOKEN_T):
-    """The cosines and the sums of both logits of all pairs, (texts, videos), rounded so that ties are ties."""
+    """Returns the cosines and the summed logits of all pairs, (texts, videos), rounded so that ties are exact."""
     of_tokens = word_region_similarity(
         words.embeds.double(), words.weights.double(), regions.embeds.double(), regions.weights.double()
     ).round(decimals=10)
@@ -66,11 +66,11 @@ def matrices(text, video, words, regions, temperature=T, token_temperature=TOKEN
 
 
 def naive_rank(cosines, sums, own, k: int) -> float:
-    """Sorts one query's entries in two stages, and takes the mean of the places of what is tied with its best one."""
+    """Ranks a gallery in two stages, and returns the mean rank of the entries tied with the best right one."""
     last = sorted(cosines, reverse=True)[min(k, len(cosines)) - 1]
     keys = [(1, total) if cosine >= last else (0, cosine) for cosine, total in zip(cosines, sums)]
     best = max(keys[j] for j in own)
-    # Sums of equal parts may differ by their rounding.
+    # Sums of equal parts may differ by rounding.
     tied = [key[0] == best[0] and abs(key[1] - best[1]) < 1e-9 for key in keys]
     places = [1 + place for place, j in enumerate(sorted(range(len(keys)), key=lambda j: keys[j])[::-1]) if tied[j]]
     return float(np.mean(places))
@@ -108,7 +108,7 @@ def test_similarity_to_candidates_is_that_of_all_pairs(seed):
 
 
 def test_exact_similarities_of_equal_tokens_are_equal():
-    """Whatever the order in which their products were summed."""
+    """Exact similarities do not depend on the order in which products are summed."""
     rng = np.random.default_rng(0)
     query, tokens = some_tokens(rng, 1, 5, padded=False)[0].double(), some_tokens(rng, 1, 4, padded=False).double()
     noise = 1e-14 * torch.from_numpy(rng.normal(size=(50, 4, 5)))
@@ -133,8 +133,8 @@ def test_batches_of_different_lengths():
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("ties", [False, True])
-def test_metrics_equal_a_naive_reading(seed, ties, monkeypatch):
-    monkeypatch.setattr(reranking, "_NUMBERS_AT_ONCE", 60)  # several parts
+def test_metrics_equal_a_naive_implementation(seed, ties, monkeypatch):
+    monkeypatch.setattr(reranking, "_NUMBERS_AT_ONCE", 60)  # compute in several parts
     rng = np.random.default_rng(seed)
     texts, videos, k = rng.integers(1, 60), rng.integers(2, 30), int(rng.choice([1, 2, 5, 100]))
     text, video = unit(rng, texts, ties), unit(rng, videos, ties)
@@ -150,7 +150,7 @@ def test_metrics_equal_a_naive_reading(seed, ties, monkeypatch):
     )
     assert found == pytest.approx(expected)
     assert all(type(value) is float for value in found.values())
-    order = torch.from_numpy(rng.permutation(videos))  # of the gallery, which does not matter
+    order = torch.from_numpy(rng.permutation(videos))  # the order of the gallery does not matter
     again = reranked_metrics(
         text, video[order], words, regions[order], owners, [ids[i] for i in order],
         temperature=T, token_temperature=TOKEN_T, candidates=k,
@@ -159,11 +159,11 @@ def test_metrics_equal_a_naive_reading(seed, ties, monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [1, 60, 61, 2**20])
-def test_few_candidates_are_compared_at_once(at_once, monkeypatch):
-    """As many as fit, and at least one, with the same result."""
+def test_candidates_are_compared_in_parts(at_once, monkeypatch):
+    """Each part has as many candidates as fit, and at least one; the result is the same."""
     rng = np.random.default_rng(0)
     text, video = unit(rng, 30, ties=False), unit(rng, 30, ties=False)
-    tokens = some_tokens(rng, 30, 3, padded=False), some_tokens(rng, 30, 4, padded=False)  # of 15 and 20 numbers
+    tokens = some_tokens(rng, 30, 3, padded=False), some_tokens(rng, 30, 4, padded=False)  # 15 and 20 numbers each
     temperatures = {"temperature": T, "token_temperature": TOKEN_T}
     expected = reranked_metrics(text, video, *tokens, **temperatures, candidates=8)
     most = {15: 0, 20: 0}
@@ -179,8 +179,8 @@ def test_few_candidates_are_compared_at_once(at_once, monkeypatch):
     assert most == {size: min(8, max(1, at_once // size)) for size in most}
 
 
-def test_the_rule_on_paper():
-    """The right video is third by its embedding and first by its regions, and so needs three candidates."""
+def test_a_worked_example():
+    """The right video ranks third by embedding and first by regions, so it needs three candidates."""
     text = F.normalize(torch.tensor([[1.0, 0.0]]), dim=-1)
     video = F.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.4]]), dim=-1)
     one, other = torch.eye(2)
@@ -214,12 +214,12 @@ def test_a_model_that_embeds_everything_alike_is_at_chance(k):
     assert found["rr_t2v_MeanR"] == found["rr_v2t_MedR"] == 50.5
 
 
-def test_equal_tokens_are_tied_and_others_are_told_apart():
-    """Where float32 cannot tell: 300 videos of seven kinds, and kinds that differ by less than its rounding."""
+def test_only_equal_tokens_are_tied():
+    """The 300 videos have seven kinds of tokens, two of which differ only in the last bit of a float32 number."""
     rng = np.random.default_rng(1)
     words = some_tokens(rng, 300, 5, padded=False)
     kinds = some_tokens(rng, 7, 9, padded=False)
-    kinds.embeds[1] = kinds.embeds[0]  # but for the last bit of one number
+    kinds.embeds[1] = kinds.embeds[0]  # except for the last bit of one number
     kinds.embeds[1, 0, 0] = torch.nextafter(kinds.embeds[0, 0, 0], torch.tensor(2.0))
     which = torch.from_numpy(rng.integers(0, 7, 300))
     alike = torch.ones(300, 4) / 2
@@ -278,7 +278,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, model, processor):
-    """With tokens, and without."""
+    """Returns a directory with a checkpoint with tokens and one without."""
     root = tmp_path_factory.mktemp("checkpoints")
     for name, one in (("with", model), ("without", tiny_model(text=tiny_text_config(vocab_size=400)))):
         one.save_pretrained(root / name)
@@ -287,7 +287,7 @@ def checkpoints(tmp_path_factory, model, processor):
 
 
 def outputs_of(model, processor, videos, texts):
-    """The single logits and the sums, (texts, videos), of one pass through the model."""
+    """Returns the single-vector logits and the summed logits, (texts, videos), of one forward pass."""
     with torch.no_grad():
         outputs = model(**processor(text=texts, videos=videos, return_tensors="pt"))
     return outputs.logits_per_text.double(), (outputs.logits_per_text + outputs.token_logits_per_text).double()
@@ -296,7 +296,7 @@ def outputs_of(model, processor, videos, texts):
 @pytest.mark.parametrize("k", [3, None])
 def test_retrieval_by_the_outputs_of_the_model(k, model, processor, directory):
     rows = load_corpus("moving_shapes", directory, split="test").to_list()
-    rows[1]["captions"] = []  # a video without text is in the gallery
+    rows[1]["captions"] = []  # a video without captions stays in the gallery
     texts = [caption for row in rows for caption in row["captions"]]
     owners = [row["video_id"] for row in rows for _ in row["captions"]]
     ids = [row["video_id"] for row in rows]
@@ -310,7 +310,7 @@ def test_retrieval_by_the_outputs_of_the_model(k, model, processor, directory):
     assert plain["t2v_MeanR"] != found["reranked"]["rr_t2v_MeanR"]
 
 
-def test_every_video_and_text_passes_the_model_once(model, processor, directory, monkeypatch):
+def test_every_video_and_text_is_embedded_once(model, processor, directory, monkeypatch):
     rows = load_corpus("moving_shapes", directory, split="test")
     seen = {"videos": 0, "texts": 0}
     for name, tower in (("videos", model.video_model), ("texts", model.text_model)):
@@ -441,7 +441,7 @@ def test_command_file_and_card(options, checkpoints, directory, tmp_path, capsys
     names, values = (f"| {' | '.join(row)} |" for row in zip(*((m, f"{v:.1f}") for m, v in found.reranked.items())))
     assert names in card
     assert values in card
-    assert "name: rr_" not in card  # model-index has the plain ones
+    assert "name: rr_" not in card  # the model index has only the plain metrics
     code, printed, _ = run(capsys, *argv)
     assert code == 0
     assert f"Re-ranked by words and regions, the best {k} of each query:" in printed
@@ -493,7 +493,7 @@ def test_options_that_do_not_fit(which, options, message, checkpoints, directory
     code, printed, errors = run(capsys, "evaluate", checkpoints / which, "--data-dir", directory, *options)
     assert code == 2
     assert printed == ""
-    last = errors.splitlines()[-1]  # after the progress bar of the weights
+    last = errors.splitlines()[-1]  # the progress bar of the weights comes first
     assert last[last.index("region-learner: error") :].count("error") == 1
     assert message in last
 

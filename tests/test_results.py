@@ -1,4 +1,4 @@
-"""The JSON file of an evaluation: written and read back, what describes the model, what must not be in it."""
+"""Tests of the JSON file of an evaluation: writing and reading it, and its descriptions of the model and the data."""
 
 import hashlib
 import json
@@ -55,14 +55,14 @@ def test_written_and_read_back(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["schema"] == SCHEMA
-    assert content["metrics"] == {"t2v_R@1": 12.5, "t2v_MedR": 3.0}  # and nothing of what was re-scored
+    assert content["metrics"] == {"t2v_R@1": 12.5, "t2v_MedR": 3.0}  # without re-scored ones
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["date"])
     assert read_results(path).primary == ("t2v_R@1", 12.5)
-    write_results(results(), path)  # over one of the same kind
+    write_results(results(), path)  # a file of the same kind is replaced
     assert read_results(path).rescored is None
 
 
-def test_files_of_earlier_versions_hold_a_seed(tmp_path):
+def test_files_of_earlier_versions_contain_a_seed(tmp_path):
     path = tmp_path / "evaluation.json"
     write_results(results(), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
@@ -86,7 +86,7 @@ def test_versions():
         ("[" * 100_000, "is not JSON"),
     ],
 )
-def test_files_that_hold_no_results(tmp_path, content, message):
+def test_files_that_do_not_contain_results(tmp_path, content, message):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -97,13 +97,13 @@ def test_files_that_hold_no_results(tmp_path, content, message):
     assert path.read_text() == content
 
 
-def test_places_for_no_results(tmp_path):
+def test_places_where_results_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"is a directory: name a file, such as .*evaluation.json"):
         check_output(tmp_path)
     check_output(tmp_path / "new" / "file.json")
-    assert list((tmp_path / "new").iterdir()) == []  # tried, and left as it was
+    assert list((tmp_path / "new").iterdir()) == []  # tried and left empty
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "e.json", tmp_path / ("a" * 250)):  # too long with what `.partial` adds
+    for place in (tmp_path / "file" / "e.json", tmp_path / ("a" * 250)):  # too long with the added `.partial`
         with pytest.raises(ValueError, match=r"Results cannot be written to .*: name another file"):
             check_output(place)
     with pytest.raises(OSError, match=r"none.json"):
@@ -139,8 +139,8 @@ def test_places_for_no_results(tmp_path):
         ({"folds": [{"fold": 1, "model": {}, "data": {}, "metrics": {}}]}, r"folds\[0\].model: 'name' is missing"),
     ],
 )
-def test_contents_that_are_no_results(tmp_path, changes, message):
-    """Neither read nor written."""
+def test_contents_that_are_not_results(tmp_path, changes, message):
+    """Such contents are neither read nor written."""
     path = tmp_path / "evaluation.json"
     write_results(results(), path)
     content = json.loads(path.read_text())
@@ -154,7 +154,7 @@ def test_contents_that_are_no_results(tmp_path, changes, message):
     assert len(str(error.value)) < 500
     assert str(path) in str(error.value)
     del content["schema"]
-    with pytest.raises((ValueError, StrictDataclassError)):  # either when they are made, or when they are written
+    with pytest.raises((ValueError, StrictDataclassError)):  # either when they are made or when they are written
         write_results(EvaluationResults(**content), tmp_path / "new.json")
     assert not (tmp_path / "new.json").exists()
 
@@ -169,7 +169,7 @@ def test_contents_that_are_no_results(tmp_path, changes, message):
         ({"metrics": {"other": 1.0}}, r"folds\[1\].metrics: expected the same metrics as those of the mean"),
     ],
 )
-def test_folds_that_are_no_results(tmp_path, changes, message):
+def test_folds_that_are_not_results(tmp_path, changes, message):
     path = tmp_path / "mean.json"
     write_results(mean_of_folds([results(), results()], [1, 2], "x"), path)
     content = json.loads(path.read_text())
@@ -188,7 +188,7 @@ def test_results_that_are_not_finite_can_be_printed_but_are_not_written(tmp_path
     assert not (tmp_path / "new.json").exists()
 
 
-# --- What is described ---------------------------------------------------------------------------------------
+# --- Descriptions of models and data -------------------------------------------------------------------------
 
 
 def sha256(path):
@@ -217,7 +217,7 @@ def test_description_of_a_directory(tmp_path, monkeypatch):
     assert describe_model(model, "nobody/nothing")["weights"] == {}
 
 
-def test_an_index_points_to_nothing_outside_of_its_checkpoint(tmp_path):
+def test_an_index_cannot_point_outside_its_checkpoint(tmp_path):
     (tmp_path / "secret").write_text("secret")
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -228,7 +228,7 @@ def test_an_index_points_to_nothing_outside_of_its_checkpoint(tmp_path):
 
 
 def test_description_of_a_hub_model(tmp_path, monkeypatch):
-    """Files are those of the commit that was loaded, out of the cache."""
+    """The files are those of the loaded commit in the cache."""
     model = tiny_model()
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "models--someone--tiny" / "snapshots" / commit
@@ -240,7 +240,7 @@ def test_description_of_a_hub_model(tmp_path, monkeypatch):
     assert found["weights"] == {"model.safetensors": sha256(snapshot / "model.safetensors")}
 
 
-def test_no_paths_of_the_machine(tmp_path):
+def test_descriptions_contain_no_local_paths(tmp_path):
     options = {
         "fold": 2,
         "video_dir": str(tmp_path / "clips"),
@@ -282,7 +282,7 @@ def test_mean_of_folds(tmp_path):
     assert [(part["fold"], part["metrics"]["top1"]) for part in mean.folds] == [(1, 50.0), (2, 60.0), (3, 64.0)]
     assert [part["model"]["name"] for part in mean.folds] == ["fold1", "fold2", "fold3"]
     assert [part["data"]["videos"] for part in mean.folds] == [1, 2, 3]
-    # Nothing of one fold is said of all.
+    # What holds for one fold only is left out.
     assert mean.data == {"corpus": "msvd", "data_dir": "MSVD", "split": "test", "options": {"max_missing": 1}}
     assert mean.model["name"] == "fold{fold}"
     assert mean.model["parameters"] == 3

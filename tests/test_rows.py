@@ -1,4 +1,4 @@
-"""Rows that a user hands over from Python: read as they are meant, or refused by row and column."""
+"""Tests of rows that users pass from Python: they are read as intended, or an error names the row and column."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_bad_rows_are_named(changed, message):
         read_row(GOOD | changed, ("captions",), "row 7")
 
 
-def test_what_is_read():
+def test_accepted_values():
     for captions in ("one", ["one"], ("one",), np.array(["one"]), "['one']", '["one"]', [" one "]):
         assert read_row(GOOD | {"captions": captions}, ("captions",), "x")["captions"] == ["one"]
     for video_id in (7, np.int64(7), "7", torch.tensor(7)):
@@ -153,8 +153,8 @@ def test_columns_of_other_tasks(columns, values, message):
         read_row(GOOD | values, columns, "row 0")
 
 
-def test_a_caption_is_never_taken_for_letters(rows, processor):
-    """Trained on as one text, whichever way it is given."""
+def test_a_caption_is_never_split_into_letters(rows, processor):
+    """A caption is one text, whether it is given as a string, a list or a JSON list."""
     captions = [row["captions"][0] for row in rows]
     expected = processor(text=captions, return_tensors="pt")["input_ids"]
     for form in (lambda text: text, lambda text: [text], lambda text: json.dumps([text])):
@@ -164,11 +164,11 @@ def test_a_caption_is_never_taken_for_letters(rows, processor):
             assert torch.equal(result["input_ids"], expected)
 
 
-# --- Data sets -----------------------------------------------------------------------------------------------
+# --- Datasets ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
-def test_the_first_rows_are_looked_at(form):
+def test_the_first_rows_are_checked(form):
     check_dataset(form([GOOD, GOOD]), ("captions",), "mine")
     with pytest.raises(CorpusError, match=r"^mine, row 1 .*: captions has a caption that is blank"):
         check_dataset(form([GOOD, GOOD | {"captions": [""]}]), ("captions",), "mine")
@@ -188,7 +188,7 @@ def test_the_first_rows_are_looked_at(form):
         ([("a.mp4", "a")], "row 0 must be a mapping of columns"),
     ],
 )
-def test_what_is_not_a_data_set(dataset, message):
+def test_what_is_not_a_dataset_is_refused(dataset, message):
     with pytest.raises(CorpusError, match=message):
         check_dataset(dataset, (), "mine")
 
@@ -240,7 +240,7 @@ def test_the_trainer_names_a_later_row(model, processor, rows, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
-def test_the_trainer_takes_rows_of_every_kind(model, processor, rows, tmp_path, form):
+def test_the_trainer_accepts_rows_of_every_kind(model, processor, rows, tmp_path, form):
     named = [row | {"video_id": number, "captions": row["captions"][0]} for number, row in enumerate(rows)]
     trainer = make_trainer(model, processor, tmp_path, train_dataset=form(named), eval_dataset=named)
     assert np.isfinite(trainer.train().training_loss)
@@ -272,7 +272,7 @@ def test_columns_named_like_ours_change_nothing(model, processor, rows, tmp_path
 
 
 def test_negative_captions(processor, rows, tmp_path):
-    """One of each row that has some, drawn by its seed; what is drawn beside it stays the same."""
+    """One negative caption is drawn per row that has any, by the row's seed, without changing its other draws."""
     named = [row | {"negative_captions": wrong} for row, wrong in zip(rows, (["a b", "c d"], None, " ", "e f"))]
     lists = [["a b", "c d"], [], []]
     for part in (named, Dataset.from_list([row | {"negative_captions": wrong} for row, wrong in zip(rows, lists)])):
@@ -319,7 +319,7 @@ def test_negative_captions(processor, rows, tmp_path):
         )  # fmt: skip
 
 
-def test_negative_captions_of_several_rows_of_a_file(rows, tmp_path):
+def test_negative_captions_of_rows_with_the_same_file_are_merged(rows, tmp_path):
     shutil.copy(rows[0]["video"], tmp_path / "a.mp4")
     lines = [
         {"file_name": "a.mp4", "text": "one", "negative_captions": ["x"]},
@@ -338,7 +338,7 @@ def test_negative_captions_of_several_rows_of_a_file(rows, tmp_path):
 
 
 def test_training_with_negative_captions(processor, rows, tmp_path):
-    """They reach the loss, also with cached gradients, which share them out among their chunks."""
+    """Negative captions change the loss, and gradient caching, which splits them into chunks, gives the same loss."""
     wrong = [row | {"negative_captions": [f"not {row['captions'][0]}"] if n % 3 else []} for n, row in enumerate(rows)]
     losses = []
     for name, given, options in [
@@ -395,7 +395,7 @@ def test_labels_of_a_callable_are_numbers(rows, processor):
 
 
 @pytest.mark.parametrize("form", [list, Dataset.from_list, stream, TorchRows])
-def test_evaluation_reads_rows_in_the_same_way(model, processor, rows, form):
+def test_evaluation_reads_rows_the_same_way(model, processor, rows, form):
     expected = embed_corpus(
         model, processor, [row | {"captions": row["captions"][:1]} for row in rows], progress=False
     )
@@ -404,7 +404,7 @@ def test_evaluation_reads_rows_in_the_same_way(model, processor, rows, form):
     assert (result.texts, result.video_ids) == (expected.texts, expected.video_ids)
     assert result.metrics() == expected.metrics()
     for changed, message in BAD:
-        bare = "has no caption" in message  # such a video is in the gallery
+        bare = "has no caption" in message  # a video without captions stays in the gallery
         if form in (list, TorchRows) and not bare:
             with pytest.raises(ValueError, match=f"row 2.*{message}"):
                 embed_corpus(model, processor, form([*rows[:2], rows[2] | changed]), progress=False)
@@ -429,7 +429,7 @@ def test_other_evaluations_name_row_and_column(model, processor, rows):
         region_quality(model, processor, [rows[0] | {"masks": "m"}, rows[1] | {"masks": "m", "video_id": None}])
 
 
-def test_check_and_prepare_want_ids(tmp_path, rows):
+def test_check_and_prepare_require_ids(tmp_path, rows):
     bad = Dataset.from_list([*rows[:3], rows[3] | {"video_id": None}])
     for work in (check_corpus, lambda dataset: prepare_corpus(dataset, tmp_path / "out")):
         with pytest.raises(CorpusError, match="the corpus, row 3: video_id is missing or blank"):
@@ -439,7 +439,7 @@ def test_check_and_prepare_want_ids(tmp_path, rows):
     assert not (tmp_path / "out").exists()
 
 
-# --- Ids of metrics ------------------------------------------------------------------------------------------
+# --- Ids in metrics ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -458,14 +458,14 @@ def test_ids_that_cannot_be_compared(texts, videos, message):
         retrieval_metrics(np.eye(2), np.eye(2), texts, videos)
 
 
-def test_ids_of_torch_and_numpy_are_values():
+def test_torch_and_numpy_ids_are_compared_by_value():
     expected = retrieval_metrics(np.eye(3), np.eye(3)[[1, 0, 2]], [1, 0, 2], [0, 1, 2])
     for text_ids in ([torch.tensor(1), torch.tensor(0), torch.tensor(2)], list(np.array([1, 0, 2])), [1.0, 0.0, 2.0]):
         assert retrieval_metrics(np.eye(3), np.eye(3)[[1, 0, 2]], text_ids, [0, 1, 2]) == expected
 
 
 @pytest.mark.parametrize("name", list_metrics())
-def test_modules_of_evaluate_want_rows(name, tmp_path):
+def test_evaluate_modules_require_rows(name, tmp_path):
     ids = {"video_ids": []} if name == "video_text_retrieval" else {}
     metric = load_metric(name, cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"^predictions are empty: there is nothing to measure"):
@@ -474,7 +474,7 @@ def test_modules_of_evaluate_want_rows(name, tmp_path):
         load_metric(name, cache_dir=str(tmp_path)).compute(predictions=[[1.0, 0.0]], **ids)
 
 
-def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
+def test_evaluate_modules_do_not_convert_ids_or_labels(tmp_path):
     def retrieval(ids):
         embeds = np.eye(len(ids))
         metric = load_metric("video_text_retrieval", cache_dir=str(tmp_path))
@@ -494,7 +494,7 @@ def test_modules_of_evaluate_change_no_ids_or_labels(tmp_path):
             )
 
 
-# --- Videos that are given as frames ---------------------------------------------------------------------------------
+# --- Videos that are given as frames -------------------------------------------------------------------------
 
 
 def frames_of(count: int = 6) -> np.ndarray:
@@ -503,7 +503,7 @@ def frames_of(count: int = 6) -> np.ndarray:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_of_floats_and_levels_is_normalized_once(rows, processor, training):
-    """Whatever else is in the batch: clips of floats are normalized, so the others must be."""
+    """Clips of floats are always normalized, so the other clips of their batch must be, too."""
     floats = [rows[0] | {"video": frames_of() / 255}, rows[1]]
     seeded = [row | {DRAWN: Draw(0, number, seed=number, num_frames=None)} for number, row in enumerate(floats)]
     given = seeded if training else floats
@@ -516,7 +516,7 @@ def test_a_batch_of_floats_and_levels_is_normalized_once(rows, processor, traini
         torch.testing.assert_close(batch, torch.stack(alone))
     levels = [floats[0] | {"video": frames_of()}, rows[1]]
     batch = RegionLearnerCollator(processor, training=training, normalize=False)(levels)["pixel_values_videos"]
-    assert batch.dtype == torch.uint8  # for the device to normalize
+    assert batch.dtype == torch.uint8  # normalized later, on the device
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_a_batch_of_floats_and_levels_is_normalized_once(rows, processor, traini
     ],
     ids=["several clips", "floats of 255", "integers", "no frames", "something else"],
 )
-def test_frames_that_are_not_one_clip_are_named(rows, processor, model, video, message):
+def test_frames_that_are_not_one_clip_are_reported(rows, processor, model, video, message):
     wrong = [rows[1], rows[0] | {"video": video}]
     with pytest.raises(ValueError, match=f"^video_id {rows[0]['video_id']!r}: .*{message}"):
         RegionLearnerCollator(processor, training=True)(wrong)
@@ -544,7 +544,7 @@ def test_a_dict_without_a_video(rows, processor):
 
 
 def test_several_clips_of_frames(rows, processor, model):
-    """As those of the same frames in a file."""
+    """Frames in an array give the same clips as the same frames in a file."""
     frames, _ = processor.video_processor.decode(rows[0]["video"], num_frames=2)
     arrays = [rows[0] | {"video": frames.permute(0, 2, 3, 1).numpy()}, rows[1]]
     expected, got = (
@@ -554,7 +554,7 @@ def test_several_clips_of_frames(rows, processor, model):
     torch.testing.assert_close(got, expected)
 
 
-def test_clips_of_different_shapes_make_no_batch(rows, processor, model):
+def test_clips_of_different_shapes_are_not_batched(rows, processor, model):
     any_size = RegionLearnerVideoProcessor(num_frames=2, do_resize=False, do_center_crop=False)
     sizes = RegionLearnerProcessor(any_size, processor.tokenizer)
     mixed = [rows[0], rows[1] | {"video": frames_of()}]

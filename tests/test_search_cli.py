@@ -1,4 +1,4 @@
-"""The commands `index` and `search`."""
+"""Tests the commands `index` and `search`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from .search_toys import make_video, save_checkpoint
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """model, a checkpoint; videos; and index, an index of them."""
+    """Returns a folder with `model`, a checkpoint, `videos`, and `index`, an index of the videos."""
     folder = tmp_path_factory.mktemp("search")
     save_checkpoint("space_time", folder / "model")
     for seed, (name, seconds) in enumerate({"a.mp4": 3, "b.mp4": 11, "sub/c.mp4": 2}.items()):
@@ -29,7 +29,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def run(root, capsys):
-    """Runs a command in the folder of the fixture `root`. Returns its exit code, output and messages."""
+    """Returns a function that runs a command in `root`, checks its exit code, and returns its output and messages."""
 
     def call(*arguments, code=0):
         before = os.getcwd()
@@ -83,7 +83,7 @@ def test_several_queries_as_json(run, root):
     assert [hit["start"] for hit in found[0]["hits"]] == [hit.start for hit in hits]
 
 
-def test_filters_and_nothing_that_matches(run, root):
+def test_filters_and_queries_without_matches(run, root):
     out, _ = run("search", "index", "blue circle", "--within", root / "videos" / "sub")
     assert len(out.splitlines()) == 1
     assert "c.mp4" in out
@@ -130,7 +130,7 @@ def test_export_and_page(run, root, tmp_path):
         (["index", "videos", "--index", "videos", "--model", "model"], "videos contains other files"),
     ],
 )
-def test_wrong_usage_is_one_line(run, root, arguments, message):
+def test_wrong_usage_is_reported_in_one_line(run, root, arguments, message):
     _, err = run(*arguments, code=2)
     line = err.strip().splitlines()[-1]
     assert line.startswith("region-learner: error: ")
@@ -149,7 +149,7 @@ def test_spans_on_the_command_line(tmp_path):
         _parse_video(str(Path(tmp_path / "x.mp4:1-")))
 
 
-def test_names_of_files_do_not_control_the_terminal(run, root, tmp_path):
+def test_file_names_do_not_control_the_terminal(run, root, tmp_path):
     shutil.copytree(root / "videos" / "sub", tmp_path / "v")
     (tmp_path / "v" / "c.mp4").rename(tmp_path / "v" / "\x1b[31mred\n.mp4")
     index = VideoIndex.create(tmp_path / "i", str(root / "model"))
@@ -184,8 +184,8 @@ def test_hits_that_cannot_be_read_do_not_hide_others(run, root, tmp_path):
     assert "cannot be shown" in (tmp_path / "p.html").read_text()
 
 
-def test_corpora_with_other_options_are_others(monkeypatch):
-    """Otherwise, indexing one of them would remove the videos of the other."""
+def test_corpora_with_different_options_are_distinct(monkeypatch):
+    """If two such corpora had the same root, indexing one would remove the videos of the other."""
     monkeypatch.setattr(search_commands, "read_corpus", lambda *arguments: [])
 
     def root_of(options):

@@ -1,4 +1,4 @@
-"""The SQLite file of an index."""
+"""Tests of the SQLite file of an index."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def test_ranges_of_a_folder(database):
 
 
 def test_samples_do_not_depend_on_the_order_of_rows(tmp_path):
-    """Of an index of 1,000 videos, and of one with the same videos in another order."""
+    """Two indexes of the same 1,000 videos in different orders have the same samples."""
     rng = random.Random(0)
     videos = [(f"/v/{i}.mp4", hashlib.sha256(str(i).encode()).hexdigest(), rng.randrange(1, 5)) for i in range(1000)]
     sampled = []
@@ -84,7 +84,7 @@ def test_samples_do_not_depend_on_the_order_of_rows(tmp_path):
     assert sampled[0] == sampled[1]
 
 
-def test_holes_are_what_was_removed(database):
+def test_holes_are_the_removed_rows(database):
     rng = random.Random(0)
     rows, owners = 0, {}
     for _ in range(80):

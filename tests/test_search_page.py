@@ -1,4 +1,4 @@
-"""Previews of spans, decoded again, and the page of a search, as browsers see it."""
+"""Tests for previews of spans, which are decoded to check them, and for the HTML page of a search."""
 
 import base64
 import hashlib
@@ -42,14 +42,14 @@ def video(folder) -> Path:
 
 
 def decoded(path: Path) -> tuple[list[float], list[np.ndarray]]:
-    """Times and frames of a file, by PyAV alone."""
+    """Returns the times and frames of a file, decoded by PyAV alone."""
     with av.open(str(path)) as container:
         pairs = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     return [time for time, _ in pairs], [frame for _, frame in pairs]
 
 
 def color_of(frame: np.ndarray) -> str:
-    """The name of the color of most of a frame."""
+    """Returns the name of the color that covers most of a frame."""
     middle = np.median(np.asarray(frame)[..., :3].reshape(-1, 3), axis=0)
     return min(COLORS, key=lambda name: np.abs(np.subtract(COLORS[name], middle)).sum())
 
@@ -72,14 +72,14 @@ def write_at(path: Path, times: list[float], names: list[str], size=(48, 64), co
 # --- Previews ----------------------------------------------------------------------------------------------------
 
 
-def test_preview_has_the_span_and_what_is_around_it(video, tmp_path):
+def test_preview_has_the_span_and_its_context(video, tmp_path):
     output = tmp_path / "preview.mp4"
     assert write_preview(video, 4.0, 6.0, output, context=1.5) == 1.5
     times, frames = decoded(output)
     assert np.allclose(np.diff(times), 1 / FPS)
     assert len(frames) == 5 * FPS  # 2.5 to 7.5
     assert [color_of(frame) for frame in frames] == ["red"] * 15 + ["blue"] * 35
-    # the square moves by a pixel per frame: each frame is the one of its time
+    # The square moves by one pixel per frame, so its position shows whether each frame is the right one.
     left = [int(np.flatnonzero(frame[15].min(-1) > 180)[0]) for frame in frames]
     expected = [number % 40 % 52 for number in range(25, 75)]
     assert np.abs(np.subtract(left, expected)).max() <= 1
@@ -92,7 +92,7 @@ def test_preview_ends_where_the_video_does(video, tmp_path):
 
 
 def test_preview_plays_in_browsers(tmp_path):
-    """H.264 with halved colors, which needs even sizes, and the tables in front of the frames."""
+    """Browsers need H.264 in yuv420p, which requires even sizes, and the `moov` box before the frames."""
     source = write_colors(tmp_path / "odd.mp4", "red", size=(330, 502))
     output = tmp_path / "preview.mp4"
     write_preview(source, 0, 4, output, short_side=101)
@@ -114,7 +114,7 @@ def test_preview_sizes(tmp_path, size, expected):
 
 
 @pytest.mark.parametrize(("fps", "rate"), [(10, 10), (24, 12), (25, 12.5), (30, 15), (60, 15), (100, 100 / 7)])
-def test_preview_takes_whole_steps(tmp_path, fps, rate):
+def test_preview_takes_every_nth_frame(tmp_path, fps, rate):
     source = write_at(tmp_path / "a.mp4", [number / fps for number in range(2 * fps)], ["red"] * (2 * fps))
     write_preview(source, 0, 2, tmp_path / "preview.mp4")
     with av.open(str(tmp_path / "preview.mp4")) as container:
@@ -209,7 +209,7 @@ def test_wrong_spans(video, tmp_path, start, end, message):
     assert os.listdir(tmp_path) == []
 
 
-def test_nothing_is_left_of_a_failure(video, tmp_path):
+def test_a_failure_leaves_no_files(video, tmp_path):
     (tmp_path / "a.mp4").write_bytes(video.read_bytes()[:2000])
     with pytest.raises(VideoDecodeError, match=r"a\.mp4"):
         write_preview(tmp_path / "a.mp4", 0, 2, tmp_path / "preview.mp4")
@@ -245,7 +245,7 @@ def test_strip_of_a_very_wide_video(tmp_path):
 
 
 class Page(HTMLParser):
-    """The elements of a page, each with its attributes and, in `text`, all that is shown."""
+    """Parses a page into its elements, each with its attributes, and its visible `text`."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -286,7 +286,7 @@ def test_page(index, tmp_path):
         tmp_path / "new/page.html", index, [(name, index.search(name)) for name in ("blue", "fog")]
     )
     page = Page(path)
-    assert "“" not in page.text  # quotes come from the style
+    assert "“" not in page.text  # the style sheet adds the quotes
     assert page.text.count("red then blue.mp4 trips/ 00:") == 4
     (first,) = re.finditer(r"00:04-00:08 likely, 95% score (0\.9\d\d|1\.000)", page.text)
     assert (
@@ -429,7 +429,7 @@ def test_regions_are_drawn_over_the_frames(tmp_path):
     half = len(plain) // 2
     parts = np.array_split((plain - drawn)[:half], len(masks), axis=1)
     changed = [np.abs(part[:, 4 : half - 4]).mean() for part in parts]  # top left
-    assert changed[0] > 2 * max(changed[1:])  # what is left is due to compression
+    assert changed[0] > 2 * max(changed[1:])  # the rest is due to compression
     without = made.search("a red square")
     page = Page(write_search_page(tmp_path / "page.html", made, [("a red square", without)]))
     assert len(page.all("img")) == len(without)

@@ -1,4 +1,4 @@
-"""What is meant by the paths that an index is given."""
+"""Tests which videos the paths given to an index refer to."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def test_finds_videos_in_folders_at_any_depth(tmp_path):
     assert video.sha256() == hashlib.sha256(b"video").hexdigest()
 
 
-def test_names_that_are_not_text(tmp_path):
+def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"\xff.mp4"))
     with open(name, "wb") as file:
         file.write(b"video")
@@ -53,19 +53,19 @@ def test_members_of_shards(tmp_path):
         assert video.source() == {"path": video.path, "bytes": path.read_bytes()}
         assert video.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
         assert video.size == path.stat().st_size
-    assert set(find_videos(tmp_path).videos) > set(found.videos)  # in a folder, too
+    assert set(find_videos(tmp_path).videos) > set(found.videos)  # shards in a folder are found, too
 
 
-def test_lists_are_relative_to_themselves(tmp_path):
+def test_paths_in_a_list_are_relative_to_it(tmp_path):
     inside, outside = write(tmp_path / "lists" / "v" / "a.mp4"), write(tmp_path / "b.bin")
     listed = write(tmp_path / "lists" / "l.txt", f"v\n\n  {outside}\n".encode())
     found = find_videos([str(listed)])
-    assert list(found.videos) == [str(inside), str(outside)]  # any extension if it is named
+    assert list(found.videos) == [str(inside), str(outside)]  # a file in a list may have any extension
     assert set(found.roots.values()) == {str(listed)}
 
 
 def test_paths_are_normalized(tmp_path):
-    """Otherwise, the same video has several paths."""
+    """Without normalization, the same video would have several paths."""
     file = write(tmp_path / "v" / "a.mp4")
     listed = write(tmp_path / "lists" / "l.txt", b"\xef\xbb\xbf../v/a.mp4\n")  # with a byte order mark
     assert list(find_videos([tmp_path, listed]).videos) == [str(file)]
@@ -108,14 +108,14 @@ def test_what_is_refused(tmp_path, name, message):
         find_videos([tmp_path / "videos", tmp_path / name])
 
 
-def test_what_is_gone(tmp_path):
+def test_videos_that_are_gone(tmp_path):
     a, b = write(tmp_path / "v" / "a.mp4"), write(tmp_path / "w" / "b.mp4")
     listed = write(tmp_path / "l.txt", f"{b}\n".encode())
     found = find_videos([tmp_path / "v", listed])
     assert not found.lacks(str(a), str(tmp_path / "v"))
     assert found.lacks(str(tmp_path / "v" / "c.mp4"), str(tmp_path))  # within a folder that was searched
-    assert found.lacks("/elsewhere/c.mp4", str(listed))  # the list does not have it any more
-    assert not found.lacks(str(tmp_path / "w" / "c.mp4"), str(tmp_path / "w"))  # not asked about
+    assert found.lacks("/elsewhere/c.mp4", str(listed))  # no longer in the list
+    assert not found.lacks(str(tmp_path / "w" / "c.mp4"), str(tmp_path / "w"))  # this folder was not searched
 
 
 def test_an_argument_whose_videos_were_found_before_is_searched_as_well(tmp_path):
@@ -124,12 +124,12 @@ def test_an_argument_whose_videos_were_found_before_is_searched_as_well(tmp_path
     for arguments in ([file.parent, listed], [listed, file.parent]):
         found = find_videos(arguments)
         assert found.lacks("/elsewhere/c.mp4", str(listed))
-        assert found.roots[str(file)] == str(file.parent)  # it may leave the list, but not the folder
+        assert found.roots[str(file)] == str(file.parent)  # it may be removed from the list and stay in the folder
     with pytest.raises(ValueError, match="folder train does not contain any videos"):
         find_videos(Dataset.from_dict({"video": []}), "folder train")
 
 
-def test_folders_that_cannot_be_listed_lose_nothing(tmp_path, caplog, monkeypatch):
+def test_folders_that_cannot_be_listed_lose_no_videos(tmp_path, caplog, monkeypatch):
     write(tmp_path / "a.mp4")
     hidden = write(tmp_path / "secret" / "b.mp4")
     scandir = os.scandir
@@ -159,7 +159,7 @@ def test_a_damaged_shard_does_not_hide_other_videos(tmp_path):
         find_videos(shard)
 
 
-def test_given_twice_is_found_once(tmp_path):
+def test_a_video_given_twice_is_found_once(tmp_path):
     file = write(tmp_path / "a.mp4")
     found = find_videos([tmp_path, file])
     assert list(found.videos) == [str(file)]

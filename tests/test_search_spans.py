@@ -1,4 +1,4 @@
-"""Windows over time, and the spans that are merged from them."""
+"""Tests the windows over a video, and the spans that are merged from them."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_windows_cover_the_video(seconds, num_frames, window, stride):
 def test_overlapping_windows_share_frames():
     found, _ = plan(600, fps=30, num_frames=12)
     assert len(np.unique(found.frames)) == 600 * 12 / 10
-    uneven, _ = plan(598.9, fps=30, num_frames=12)  # the last window, too
+    uneven, _ = plan(598.9, fps=30, num_frames=12)  # the last window shares frames, too
     assert len(np.unique(uneven.frames)) <= 598.9 * 12 / 10 + 1
 
 
@@ -93,7 +93,7 @@ def test_two_places_in_one_video():
         assert end - start <= 20
 
 
-def test_nothing_to_tell_apart():
+def test_equal_scores_give_one_span():
     spans = windows(100)
     assert find_spans(np.ones(len(spans)), spans) == [(0.0, 100.0, 0)]
     assert find_spans(np.ones(1), np.array([[0.0, 3.0]])) == [(0.0, 3.0, 0)]
@@ -112,7 +112,7 @@ def test_properties_of_spans():
             assert spans[best, 0] < end
             assert spans[best, 1] > start
         assert len({best for *_, best in found}) == len(found)
-        shifted = find_spans(2 * scores + 5, spans)  # scores have no scale
+        shifted = find_spans(2 * scores + 5, spans)  # scale and offset of the scores do not matter
         assert [found[2] for found in shifted] == [found[2] for found in find_spans(scores, spans)]
 
 

@@ -1,4 +1,4 @@
-"""The tokens of an index: what is kept of each window, and the order of hits by them, against literal loops."""
+"""Tests for the tokens that an index stores per window, and for the order of hits by them, against naive loops."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(model, videos, tmp_path_factory):
-    """An index with tokens, and one of the same model without, which tests leave as they are."""
+    """Returns an index with tokens and one without, of the same model; tests must not change them."""
     folder = tmp_path_factory.mktemp("indexes")
     indexes = [VideoIndex.create(folder / str(kept), model, tokens=kept, **OPTIONS) for kept in (None, False)]
     for index in indexes:
@@ -53,12 +53,12 @@ def made(model, videos, tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    """A copy of the directory of the index with tokens."""
+    """Returns the path of a copy of the index with tokens."""
     return Path(shutil.copytree(made[0].directory, tmp_path / "copied"))
 
 
 def tokens_of(index):
-    """The tokens of each window as they are kept, float32, by path."""
+    """Returns the stored tokens of all windows as float32, by path."""
     windows = index._current_view().windows
     return {
         record.video.path: windows.read(record.first_row, record.first_row + len(record.spans)).tokens.astype("f4")
@@ -67,7 +67,7 @@ def tokens_of(index):
     }
 
 
-# --- What is kept --------------------------------------------------------------------------------------------
+# --- Stored tokens -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["words", "patches"])
@@ -93,7 +93,7 @@ def test_tokens_of_windows_are_those_of_the_model(kind, videos, tmp_path):
 
 
 def naive_farthest_points(embeds, weights, count):
-    """The tokens (n, d) of one window that are kept, by loops: indices in their order."""
+    """Returns the sorted indices of the tokens of one window that are kept, found by loops."""
     embeds = torch.nn.functional.normalize(embeds.float(), dim=-1).double()
     cosines = [[round(float(one @ other), 10) for other in embeds.numpy()] for one in embeds.numpy()]
     present = [i for i in range(len(weights)) if weights[i] > 0]
@@ -106,10 +106,10 @@ def naive_farthest_points(embeds, weights, count):
 
 
 def test_packing():
-    """Of many tokens, equal and absent ones among them; few present ones; and no more than fit."""
+    """Windows have too many tokens, with equal and absent ones among them, or no more than fit."""
     embeds, weights = some_tokens(5, MOST_TOKENS + 40, 3, seed=0)
     embeds[1, 30:60] = embeds[1, :30]
-    weights[2:4, 20:] *= 1e-9  # nothing in float16
+    weights[2:4, 20:] *= 1e-9  # too small for float16
     weights[3:, ::3] = 0
     weights[4, MOST_TOKENS:] = 0
     weights /= weights.sum(1, keepdim=True)
@@ -125,11 +125,11 @@ def test_packing():
         for part in (slice(row, row + 1), slice(row, None)):  # the other windows of the batch do not matter
             np.testing.assert_array_equal(pack_tokens(embeds[part], weights[part])[0], packed[row])
     few = pack_tokens(embeds[:, :4], weights[:, :4])
-    np.testing.assert_allclose(few[..., 0], weights[:, :4], atol=2e-3)  # as they are
+    np.testing.assert_allclose(few[..., 0], weights[:, :4], atol=2e-3)  # all are kept
 
 
 def test_equal_tokens_are_chosen_in_their_order_in_every_batch():
-    """Which float32 would not do: of a cosine, it can return one value or another by the place of a token."""
+    """In float32, the cosine of a token could depend on its position, which would break ties."""
     generator = torch.Generator().manual_seed(0)
     kinds = torch.nn.functional.normalize(torch.randn(13, 60, generator=generator), dim=-1)
     embeds = kinds[torch.randint(0, 13, (7, 91), generator=generator)]
@@ -143,8 +143,8 @@ def test_equal_tokens_are_chosen_in_their_order_in_every_batch():
         np.testing.assert_array_equal(pack_tokens(embeds[row : row + 1], weights[row : row + 1])[0], packed[row])
 
 
-def test_kept_tokens_cover_the_directions_of_all():
-    """Of few things that are shown by many heavy patches, and of one that a single light patch shows."""
+def test_kept_tokens_cover_all_directions():
+    """Two things have many heavy patches and 18 have a single light one; the kept tokens include all of them."""
     things = torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     which = torch.tensor([0] * 70 + [1] * 20 + list(range(2, 20)))
     weights = torch.tensor([1.0] * 90 + [0.1] * 18)[None]
@@ -165,7 +165,7 @@ def test_absent_tokens():
 
 
 def test_changes_keep_tokens_with_their_windows(made, copied, model, videos, tmp_path):
-    """Of videos that are removed, copied, moved and changed, against an index made anew."""
+    """After videos are removed, copied, moved and changed, the tokens equal those of a new index."""
     folder = Path(shutil.copytree(videos, tmp_path / "videos"))
     index = VideoIndex.create(tmp_path / "index", model, **OPTIONS)
     index.update(folder)
@@ -173,7 +173,7 @@ def test_changes_keep_tokens_with_their_windows(made, copied, model, videos, tmp
     (folder / "a.mp4").rename(folder / "moved.mp4")
     shutil.copy(folder / "e.mp4", folder / "sub" / "c.mp4")
     index.update(folder)
-    index.remove([folder / "b.mp4", folder / "sub" / "d.mp4"])  # most of the rows: the rest is written anew
+    index.remove([folder / "b.mp4", folder / "sub" / "d.mp4"])  # most of the rows, so the rest is rewritten
     assert index.database.about("vectors") == "vectors-1"
     os.remove(folder / "b.mp4")
     os.remove(folder / "sub" / "d.mp4")
@@ -191,7 +191,7 @@ def test_changes_keep_tokens_with_their_windows(made, copied, model, videos, tmp
 
 
 def literal_order(index, text, hits, most, least=0.0):
-    """`hits` of the single vector, the first `most` in the order of the sum of both logits; `least`: of weights."""
+    """Returns `hits` with the first `most` sorted by the sum of both logits; token weights are at least `least`."""
     network, processor = index.model, index.processor
     with torch.no_grad():
         outputs = network(**processor(text=[text]))
@@ -215,14 +215,14 @@ def places(hits):
 
 
 @pytest.mark.parametrize("most", [3, 50])
-def test_order_equals_a_literal_reading(made, monkeypatch, most):
+def test_order_equals_a_naive_implementation(made, monkeypatch, most):
     monkeypatch.setattr(index_module, "_RERANKED", most)
     index, without = made
     changed = 0
     for text, hits, plain in zip(QUERIES, index.search(QUERIES, k=50), without.search(QUERIES, k=50)):
         assert len(plain) > 5
         assert places(hits) == places(literal_order(index, text, plain, most))
-        # Of a rank, not of a hit: what is likely enough does not depend on the tokens.
+        # Probabilities belong to ranks, not to hits, so they do not depend on the tokens.
         assert [hit.probability for hit in hits] == [hit.probability for hit in plain]
         changed += places(hits) != places(plain)
     assert changed
@@ -243,7 +243,7 @@ def test_the_best_score_is_found_even_if_others_rank_higher(made):
     assert changed
 
 
-def test_the_order_does_not_depend_on_how_many_are_wanted(made, monkeypatch):
+def test_the_order_does_not_depend_on_the_number_of_hits(made, monkeypatch):
     for name in ("_NEAREST", "RIVALS"):
         monkeypatch.setattr(index_module, name, 1)
     for text in QUERIES:
@@ -253,7 +253,7 @@ def test_the_order_does_not_depend_on_how_many_are_wanted(made, monkeypatch):
 
 
 def test_tokens_of_weight_zero_are_absent(made, copied):
-    """Of each window a token that would match best, but is not there."""
+    """A token of weight 0 is ignored, even if it would match best."""
     index = VideoIndex.open(copied)
     with torch.no_grad():
         word = index.model(**index.processor(text=["blue circle"])).text_token_embeds[0, 1].numpy()
@@ -266,10 +266,10 @@ def test_tokens_of_weight_zero_are_absent(made, copied):
     plain = made[1].search("blue circle", k=50)
     found = places(index.search("blue circle", k=50))
     assert found == places(literal_order(index, "blue circle", plain, 50))
-    assert found != places(literal_order(index, "blue circle", plain, 50, least=1e-9))  # as if they were there
+    assert found != places(literal_order(index, "blue circle", plain, 50, least=1e-9))  # as if they were present
 
 
-def test_only_texts_have_words(made, videos):
+def test_only_text_queries_use_tokens(made, videos):
     index, without = made
     for query in ({"video": str(videos / "b.mp4")}, {"video": (str(videos / "b.mp4"), 4.0, 8.0)}):
         assert index.search(**query, k=50) == without.search(**query, k=50)
@@ -352,7 +352,7 @@ def test_parts_carry_tokens(made, model, videos, tmp_path):
         join_parts(without.directory, tmp_path / "parts")
 
 
-# --- From strangers ------------------------------------------------------------------------------------------
+# --- Damaged files -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [[0, 8], [5, "8"], [5, 8, 1], [MOST_TOKENS + 1, 8], [5, 2**20], [True, 8], "x", 5])
@@ -383,7 +383,7 @@ def test_damaged_files(copied, tmp_path):
     content = file.read_bytes()
     for wrong in (np.nan, np.inf, 0, -1):
         numbers = np.frombuffer(content, "<f2").copy()
-        numbers[::9] = wrong  # all weights
+        numbers[::9] = wrong  # every weight
         file.write_bytes(numbers.tobytes())
         with pytest.raises(ValueError, match="is damaged"):
             VideoIndex.open(copied).search("a")
@@ -435,11 +435,11 @@ def test_damaged_parts(made, tmp_path):
         assert "is not a part of format" in refused(whole, lambda about, shape=shape: about | {"tokens": shape})
 
 
-# --- Where the words are -------------------------------------------------------------------------------------
+# --- Heat maps of words --------------------------------------------------------------------------------------
 
 
 def test_regions_of_a_text(made, videos):
-    """The heat maps of hits, against the masks of the model."""
+    """The heat maps of hits peak where the masks of the model do."""
     index, without = made
     text = "a red square moves left"
     with torch.no_grad():
@@ -461,7 +461,7 @@ def test_regions_of_a_text(made, videos):
     assert index.search("?", k=1, regions=True)[0].phrases == ("?",)
     (by_video,) = index.search(video=str(videos / "e.mp4"), k=1, regions=True)
     assert (by_video.phrases, by_video.regions.shape[1]) == ((), N)
-    assert without.search(text, k=1, regions=True)[0].phrases  # the model tells, not the index
+    assert without.search(text, k=1, regions=True)[0].phrases  # phrases come from the model, not from the index
     assert index.search(text, k=1)[0].regions is None
 
 

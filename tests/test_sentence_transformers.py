@@ -1,4 +1,4 @@
-"""Checkpoints in sentence-transformers: single vectors, and words and regions."""
+"""Tests of checkpoints in sentence-transformers, with single vectors and with words and regions."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_without_the_package(checkpoint, clip_files, tmp_path):  # noqa: F811
     np.testing.assert_allclose(found["videos"], outputs.video_embeds.numpy(), atol=1e-5)
 
 
-def test_only_dual_encoders_carry_its_files(tmp_path):
+def test_only_dual_encoders_have_sentence_transformers_files(tmp_path):
     from .conftest import tiny_video_model
     from .test_heads import CLASSIFICATION, tiny_head
 
@@ -95,7 +95,7 @@ def test_only_dual_encoders_carry_its_files(tmp_path):
 
 
 def by_words(outputs) -> torch.Tensor:
-    """One half of the similarity of words and regions, literally: each word's best region, (texts, videos)."""
+    """Returns the text half of the word-region similarity, (texts, videos), computed naively from best regions."""
     scores = torch.zeros(len(outputs.text_embeds), len(outputs.video_embeds))
     for i, (words, weights) in enumerate(zip(outputs.text_token_embeds, outputs.text_token_weights)):
         for j, regions in enumerate(outputs.video_token_embeds):
@@ -134,8 +134,8 @@ def test_words_and_regions_of_a_model_without_them(tmp_path):
         RegionLearnerTokens(str(tmp_path))
 
 
-def test_the_code_of_the_documentation(checkpoint, clip_files, tmp_path, monkeypatch):  # noqa: F811
-    """The first block of code of the page, as it stands, on other files."""
+def test_the_code_in_the_documentation_runs(checkpoint, clip_files, tmp_path, monkeypatch):  # noqa: F811
+    """The first code block of the page runs unchanged, on other files."""
     page = (ROOT / "docs" / "sentence_transformers.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     assert len(code.strip().splitlines()) <= 12

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training; loader processes that are killed or stopped."""
+"""Tests Ctrl-C and SIGTERM during training, and loader processes that are killed or stopped."""
 
 import gc
 import multiprocessing
@@ -33,7 +33,7 @@ def _interrupted(log: str, output_dir: str, at_fork: bool, options: dict):
     multiprocessing.set_start_method("fork", force=True)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     with interruptible(lambda: how_to_resume([output_dir])):
-        if at_fork:  # Python cannot raise an exception there, and drops it
+        if at_fork:  # Python cannot raise an exception in this callback and drops it
             os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
         run(output_dir, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 100_000} | options)
 
@@ -60,14 +60,14 @@ def test_a_second_interruption_while_the_first_is_raised_again(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(interruption.threading, "Timer", Timer)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # both are put back
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # so that the original is restored after the test
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(SystemExit) as exit:
         twice_interrupted()
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert exit.value.code == 130
-    assert len(started) == 3  # until one could be started
+    assert len(started) == 3  # the third one could be started
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("shards", [0, 2])
 def test_a_killed_loader_process_names_its_video(tmp_path, shards):
-    """As the system kills it where memory runs out."""
+    """The system kills loader processes when memory runs out."""
     with pytest.raises(
         ChildProcessError, match=r"(Killed|exited unexpectedly).*, while it was reading '5'\. .*fewer loader processes"
     ) as error:

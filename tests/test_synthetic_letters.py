@@ -1,4 +1,4 @@
-"""The built-in drifting letters: captions, pixels and masks agree, told in another way here; and how it is loaded."""
+"""Tests of the drifting letters: captions, pixels and masks agree, checked independently; making and loading them."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def rows(directory):
 
 @pytest.fixture(scope="module")
 def single_letters(tmp_path_factory):
-    """One large letter per clip and no clutter, so that its pixels are easy to identify."""
+    """Returns rows with one large letter per clip and no clutter, so that its pixels are easy to identify."""
     folder = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "size": 160, "letters": 1, "distractors": 0}
     make_corpus("drifting_letters", folder, workers=2, progress=False, **options)
@@ -69,7 +69,7 @@ CLAUSE = re.compile(rf"(?:(?:an? |the )?({COLOUR}) )?({GLYPH}) (.+)")
 
 
 def parse(caption):
-    """What a caption says of each letter it mentions, and the word between them where it tells their order."""
+    """Returns what a caption says about each letter it mentions, and the word between them if it gives their order."""
     body = re.sub(r"^(letters on screen: |on screen: |overlay of |text overlay: |characters: )", "", caption)
     (link,) = set(re.findall("; | / | \\+ |, | before | after ", body)) or {""}
     mentions = []
@@ -93,7 +93,7 @@ def parse(caption):
 
 
 def moments(row):
-    """The frame in which something happens to each letter, from the corpus' own plan; None where nothing does."""
+    """Returns the frame in which something happens to each letter, from the corpus's plan, or None if nothing does."""
     split, index = row["video_id"].rsplit("-", 1)
     options = DriftingLettersOptions(size=64, **SIZES)
     scene = tuple(letters.Letter(**entry) for entry in row["objects"])
@@ -136,8 +136,8 @@ def test_captions_use_the_right_article():
             assert not re.search(r"\ba ([EHLMR]\b|orange)|\ban [^EHLMRo]", caption), caption
 
 
-def test_full_captions_are_said_of_no_other_clip():
-    """A perfect model can find every one of a thousand clips, by the first captions and by nearly all others."""
+def test_full_captions_describe_no_other_clip():
+    """A perfect model can find each of a thousand clips by its full captions, and by nearly all other captions."""
     options = DriftingLettersOptions(test=1000)
     scenes = base.plan_scenes(DRIFTING_LETTERS, options, "test")
     entries = [[vars(letter) for letter in scene] for scene in scenes]
@@ -152,11 +152,11 @@ def test_full_captions_are_said_of_no_other_clip():
     assert ambiguous["looks"] + ambiguous["events"] <= 10
 
 
-# --- What is seen --------------------------------------------------------------------------------------------
+# --- Pixels and masks ----------------------------------------------------------------------------------------
 
 
 def shrunk(masks, pixels):
-    """Masks (T, H, W) bool without what is within so many pixels of their border."""
+    """Returns Boolean masks (T, H, W) without everything within `pixels` pixels of their border."""
     inner = masks.copy()
     for _ in range(pixels):
         inner[:, 1:-1, 1:-1] &= inner[:, :-2, 1:-1] & inner[:, 2:, 1:-1] & inner[:, 1:-1, :-2] & inner[:, 1:-1, 2:]
@@ -164,7 +164,7 @@ def shrunk(masks, pixels):
 
 
 def outline(picture):
-    """A glyph's mask, (H, W) bool, cut out and brought to 24 pixels' height."""
+    """Returns the Boolean mask (H, W) of a glyph, cropped and resized to a height of 24 pixels."""
     picture = Image.fromarray(picture.astype(np.uint8) * 255)
     picture = picture.crop(picture.getbbox())
     return np.asarray(picture.resize((max(1, round(24 * picture.width / picture.height)), 24))) > 127
@@ -172,7 +172,7 @@ def outline(picture):
 
 @pytest.fixture(scope="module")
 def templates():
-    """Outlines of all glyphs in both weights, turned by some angles."""
+    """Returns outlines of all glyphs in both weights, rotated by several angles."""
     font = ImageFont.load_default(100)
     result = []
     for glyph in letters.GLYPHS:
@@ -184,7 +184,7 @@ def templates():
 
 
 def read(mask, templates):
-    """The glyph that a mask, (H, W) bool, looks most like, not being turned far or mirrored."""
+    """Returns the glyph that a Boolean mask (H, W) looks most like. It may be slightly rotated, but not mirrored."""
     seen = outline(mask)
 
     def likeness(template):
@@ -210,7 +210,7 @@ def test_letters_look_and_act_as_described(single_letters, templates):
 
         first, last = there[0], there[-1]
         after = {"becomes": {"glyph": into}, "recolours": {"colour": into}}.get(event, {})
-        inner = shrunk(masks, 7)  # without the outline, which is 3 to 4 pixels wide, and the smear of the codec
+        inner = shrunk(masks, 7)  # without the outline, which is 3 to 4 pixels wide, and the blur of the codec
         for t, wanted in ((first, entry), (last, entry | after)):
             assert read(masks[t], templates) == wanted["glyph"], (row["video_id"], entry)
             if inner[t].sum() > 50:
@@ -242,7 +242,7 @@ def test_letters_look_and_act_as_described(single_letters, templates):
 
 
 def test_masks_cover_the_letters(single_letters):
-    """Colours that no background has are seen under the masks, and nowhere else."""
+    """Colors that no background has appear under the masks and nowhere else."""
     checked = Counter()
     for row in single_letters:
         (entry,) = row["objects"]
@@ -281,7 +281,7 @@ def test_letters_stay_visible(rows):
     assert np.max(shares) < 0.2
 
 
-def test_glyphs_are_told_apart():
+def test_glyphs_can_be_told_apart():
     assert not {"O", "0", "I", "1", "A"} & set(letters.GLYPHS)
     pictures = {glyph: np.asarray(letters._glyph(glyph, 100, 5)) > 127 for glyph in letters.GLYPHS}
     for glyph, picture in pictures.items():
@@ -292,7 +292,7 @@ def test_glyphs_are_told_apart():
             assert glyph == other or (picture & second).sum() < 0.8 * (picture | second).sum(), (glyph, other)
 
 
-# --- How it is planned, written and loaded -------------------------------------------------------------------
+# --- Planning, writing and loading ---------------------------------------------------------------------------
 
 
 def test_columns_and_videos(directory):
@@ -323,7 +323,7 @@ def test_clips_do_not_depend_on_workers_or_other_splits(directory, tmp_path):
 
 
 def test_splits_share_no_scene():
-    """By plan alone, at full size; and across seeds, since a scene's split does not depend on them."""
+    """This holds for plans of the full size, and across seeds, because a scene's split does not depend on the seed."""
     seen = {}
     for seed in (0, 1):
         options = DriftingLettersOptions(seed=seed, letters=(1, 2))
@@ -420,7 +420,7 @@ def test_made_in_the_cache_once(tmp_path, monkeypatch):
     assert first["video"][0].startswith(str(tmp_path / "region_learner" / "drifting_letters-"))
 
 
-def test_command_makes_it(tmp_path, capsys):
+def test_the_command_makes_a_corpus(tmp_path, capsys):
     options = '{"train": 2, "val": 0, "test": 0, "size": 48}'
     with pytest.raises(SystemExit) as exit_info:
         main(["corpus", "make", str(tmp_path / "c"), "--corpus", "drifting_letters", "--corpus-options", options])

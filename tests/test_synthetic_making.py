@@ -1,4 +1,4 @@
-"""Making synthetic corpora: again, in the cache, interrupted, and in several processes at once."""
+"""Tests for making synthetic corpora: repeatedly, in the cache, with interruptions, and concurrently."""
 
 import hashlib
 import multiprocessing
@@ -25,7 +25,7 @@ def hidden(folder: Path) -> set[str]:
 
 
 def start_making(target: Path) -> BaseProcess:
-    """A process that writes a large corpus, when it has written some of it."""
+    """Starts a process that writes a large corpus, and returns it once the first clip exists."""
     process = multiprocessing.get_context("forkserver").Process(target=make_many, args=(target,))
     process.start()
     clips = target.with_name(f".{target.name}.partial") / "train" / "clips"
@@ -52,14 +52,14 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     assert hidden(tmp_path) - {".shapes.lock"} == others
 
 
-def test_those_who_wait_take_turns(tmp_path):
+def test_waiting_threads_take_turns(tmp_path):
     inside, seen = [], []
 
     def enter():
         for _ in range(20):
             with locked(tmp_path, "lock", wait=True):
                 inside.append(None)
-                time.sleep(0.001)  # so that others come to wait
+                time.sleep(0.001)  # so that other threads have to wait
                 seen.append(len(inside))
                 inside.pop()
 
@@ -71,8 +71,8 @@ def test_those_who_wait_take_turns(tmp_path):
     assert seen == [1] * 160
 
 
-def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
-    """Two make the same corpus: one writes it, the other waits, and finds it."""
+def test_a_corpus_that_is_being_written_is_not_touched(tmp_path, monkeypatch):
+    """If two threads make the same corpus, one writes it, and the other waits and uses it."""
     written = []
     begun, go_on = threading.Event(), threading.Event()
     write = base._write_corpus
@@ -96,7 +96,7 @@ def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
     makers[0].start()
     assert begun.wait(60)
     makers[1].start()
-    makers[1].join(0.5)  # it cannot end before the first one has
+    makers[1].join(0.5)  # it cannot end before the first one
     assert makers[1].is_alive()
     assert ".shapes.partial" in hidden(tmp_path)
     go_on.set()
@@ -106,7 +106,7 @@ def test_what_a_live_process_writes_is_not_touched(tmp_path, monkeypatch):
     assert len(load_corpus("moving_shapes", target)) == 3
 
 
-def test_shapes_made_again(caplog, tmp_path):
+def test_shapes_that_are_made_again(caplog, tmp_path):
     caplog.set_level("INFO", "region_learner")
     shapes_dir = make_corpus("moving_shapes", tmp_path / "shapes", progress=False, **SIZES)
     before = (shapes_dir / "corpus.json").stat().st_mtime_ns
@@ -175,7 +175,7 @@ def test_shapes_masks_missing(tmp_path):
     ],
 )
 def test_scenes_and_captions_stay_as_they_are(name, directory, digest, tmp_path, monkeypatch):
-    """Corpora in people's caches are found again, and the recorded results are of these clips."""
+    """If scenes changed, cached corpora would not be found, and recorded results would not be reproducible."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     options = {"train": 2, "val": 1, "test": 1, "size": 48, "frames": 4, "progress": False}
     load_corpus(name, **options, **({"test_unseen": 2} if name == "moving_shapes" else {}))

@@ -1,4 +1,4 @@
-"""Compositional pairs and phrases of objects: exact, against the generators and against parsers of our own."""
+"""Tests for compositional pairs and object phrases, against the generators and against separate parsers."""
 
 import dataclasses
 import re
@@ -68,7 +68,7 @@ CORPORA = {
 
 @pytest.fixture(scope="module", params=CORPORA)
 def made(request):
-    """A corpus by plan alone: many scenes and a full caption of each, as rows without clips."""
+    """Plans a corpus without rendering it, and returns its scenes, with a row and a full caption for each."""
     one = CORPORA[request.param]
     scenes = base.plan_scenes(one.corpus, one.options, one.split)
     rows = [
@@ -84,7 +84,7 @@ def made(request):
 
 
 def said(made, caption):
-    """What a caption says of each object, in its order, as the objects of a row say it."""
+    """Returns what a caption says about each object, in the format of a row's `objects`."""
     names = [field.name for field in dataclasses.fields(made.wording.thing)]
     return [{name: mention.get(name, "medium") for name in names} for mention in made.parse(caption)]
 
@@ -97,7 +97,7 @@ def multiset(objects):
 
 
 def test_phrases_are_those_of_the_generator(made, monkeypatch):
-    """The generator itself marks where it begins and ends to speak of an object, with the same random numbers."""
+    """The generator is patched to mark where each phrase begins and ends, with the same random numbers."""
     noun_phrase = shapes_captions._noun_phrase
     marked = {name: tuple(tuple(f"{form}>" for form in forms) for forms in some) for name, some in
               shapes_captions.MOTIONS.items()}  # fmt: skip
@@ -117,7 +117,7 @@ def test_phrases_are_those_of_the_generator(made, monkeypatch):
 
 
 def test_rows_without_phrases(made):
-    # What captions of other kinds leave out: the size of a shape, the colour of a letter.
+    # Other kinds of captions leave these words out: the size of a shape, the color of a letter.
     words = test_synthetic_letters.COLOUR if made.corpus is DRIFTING_LETTERS else "small|little|tiny|large|big|huge"
     row = next(row for row in made.rows if len(row["objects"]) > 1 and re.search(rf" ({words}) ", row["captions"][0]))
     caption, objects = row["captions"][0], row["objects"]
@@ -142,7 +142,7 @@ def test_rows_without_phrases(made):
 
 
 def test_pairs_differ_by_one_swap(made):
-    """The right caption is the stored one. The wrong one has the same words, two of them in each other's place."""
+    """The right caption is the stored one. The wrong one has the same words, with two of them swapped."""
     clips = {row["video_id"]: row for row in made.rows}
     for row in made.pairs:
         right, wrong = row["options"][row["answer"]], row["options"][1 - row["answer"]]
@@ -186,8 +186,8 @@ def test_articles_are_right(made):
                     assert (article == "an") == (word[0] in vowels or word == "orange"), caption
 
 
-def test_every_clip_that_allows_it_gives_a_pair(made):
-    """Counted by trying all swaps of what the captions say, in a loop of our own."""
+def test_every_clip_with_a_possible_swap_gives_a_pair(made):
+    """The expected clips are found by trying all swaps of attributes in a naive loop."""
     expected = []
     for row in made.rows:
         possible = False
@@ -205,7 +205,7 @@ def test_every_clip_that_allows_it_gives_a_pair(made):
 
 
 def test_nothing_but_the_clip_tells_which_is_right(made):
-    """Position, length and letters do not; nor does how many swaps each caption would have allowed."""
+    """Neither position, length and alphabetical order, nor the number of possible swaps gives the answer away."""
     count = len(made.pairs)
     assert abs(np.mean([row["answer"] for row in made.pairs]) - 0.5) < 2.5 / count**0.5
     aspects = Counter(row["aspect"] for row in made.pairs)
@@ -215,7 +215,7 @@ def test_nothing_but_the_clip_tells_which_is_right(made):
     for row in made.pairs:
         right, wrong = row["options"][row["answer"]], row["options"][1 - row["answer"]]
         chances = []
-        for caption in (right, wrong):  # of this swap, had the caption been the true one
+        for caption in (right, wrong):  # probability of this swap if the caption were the true one
             scene = tuple(made.wording.thing(**entry) for entry in said(made, caption))
             swaps = made.wording.swaps(scene, made.is_possible)
             chances.append(1 / len(swaps) / len(swaps[row["aspect"]]))
@@ -240,7 +240,7 @@ def test_a_clip_gives_the_same_pair_in_every_corpus(made):
 
 @pytest.fixture(scope="module", params=["moving_shapes", "drifting_letters"])
 def stored(request, tmp_path_factory):
-    """A small corpus on disk."""
+    """Returns the name and the directory of a small corpus."""
     name = request.param
     sizes = {"train": 12, "val": 0, "test": 6, "size": 48, "frames": 4}
     sizes |= {"test_unseen": 4} if name == "moving_shapes" else {}
@@ -261,7 +261,7 @@ def test_pairs_of_a_corpus(stored):
             assert row["captions"] == clip["captions"][:1]
             assert all(row[column] == clip[column] for column in ("video", "masks", "objects"))
             assert row["negative_captions"][0] == row["options"][1 - row["answer"]]
-            for wrong in row["negative_captions"]:  # the same words in another order, but for "a" and "an"
+            for wrong in row["negative_captions"]:  # the same words in another order, except for "a" and "an"
                 assert wrong != row["captions"][0]
                 texts = [re.sub(r"\ban\b", "a", text) for text in (wrong, row["captions"][0])]
                 assert sorted(re.findall(r"\w+", texts[0])) == sorted(re.findall(r"\w+", texts[1]))

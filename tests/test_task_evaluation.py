@@ -1,4 +1,4 @@
-"""Evaluation of the tasks against naive loops, on moving shapes and tiny models."""
+"""Tests the evaluation of each task against naive loops, on moving shapes and tiny models."""
 
 import itertools
 import logging
@@ -65,7 +65,7 @@ def model():
 
 
 def cosine(model, processor, video, text):
-    """Of one video and one text, each alone in its batch."""
+    """Returns the cosine similarity of one video and one text, each alone in its batch."""
     with torch.no_grad():
         clip = processor(videos=[video], return_tensors="pt")
         one = model.get_video_features(**clip).pooler_output[0].double()
@@ -74,7 +74,7 @@ def cosine(model, processor, video, text):
 
 
 class Head(torch.nn.Module):
-    """Stands for a model with a head: scores that depend on the clip, and on the question if there is one."""
+    """A stand-in for a model with a head. Its logits depend on the clip, and on the question if there is one."""
 
     def __init__(self, labels, seed=0):
         super().__init__()
@@ -109,7 +109,7 @@ class Head(torch.nn.Module):
 
 
 def damage(table, tmp_path, which):
-    """The table with some videos, by their ids, replaced by a file that is none."""
+    """Returns the table, with the videos whose ids are in `which` replaced by a file that is not a video."""
     path = tmp_path / "damaged.mp4"
     path.write_bytes(b"not a video")
     return table.map(lambda row: {"video": str(path) if row["video_id"] in which else row["video"]})
@@ -119,7 +119,7 @@ def damage(table, tmp_path, which):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_k_is_the_chance_with_ties_broken_at_random(k):
+def test_top_k_is_the_chance_of_a_hit_with_ties_broken_at_random(k):
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 3, (40, 4)).astype(float), rng.integers(-1, 4, 40)
     for row, label, chance in zip(scores, labels, top_k(torch.tensor(scores), torch.tensor(labels), k).tolist()):
@@ -132,7 +132,7 @@ def test_top_k_is_the_chance_with_ties_broken_at_random(k):
 
 
 def test_top_k_of_scores_that_are_not_finite():
-    """-inf stands for what is not there; a NaN would be taken for any answer, right or wrong."""
+    """A class with a score of -inf is never right. NaN is refused, as it could count as right or wrong."""
     nan, inf = torch.nan, torch.inf
     scores = torch.tensor([[inf, 0.1, 0.1], [0.5, inf, 0.1], [0.5, -inf, 0.1], [-inf, -inf, -inf]])
     assert top_k(scores, torch.zeros(4, dtype=torch.long), 1).tolist() == [1, 0, 1, 0]
@@ -141,7 +141,7 @@ def test_top_k_of_scores_that_are_not_finite():
 
 
 def test_top_k_of_probabilities():
-    """However small they are, they are distinguished, as logits are."""
+    """Even tiny probabilities are ranked like the logits that they come from."""
     logits = torch.arange(10.0)[None] * 40
     for label in range(10):
         chances = [top_k(scores.double(), torch.tensor([label]), 5) for scores in (logits, logits.double().softmax(1))]
@@ -153,7 +153,7 @@ def test_top_k_of_probabilities():
 # --- Rows ----------------------------------------------------------------------------------------------------
 
 
-def test_a_row_a_caption_is_the_same_as_a_row_a_video(model, processor, tables):
+def test_one_row_per_caption_equals_one_row_per_video(model, processor, tables):
     rows = [row | {"captions": [*row["captions"], "again"]} for row in tables["retrieval"].to_list()[:4]]
     single = [row | {"captions": [caption]} for row in rows for caption in row["captions"]]
     whole, split = (embed_corpus(model, processor, some, progress=False) for some in (rows, single))
@@ -227,7 +227,7 @@ def test_multiple_choice_by_aspect_against_a_naive_loop(model, processor, direct
     result = multiple_choice_accuracy(model, processor, rows, batch_size=4, progress=False)
     assert {name: result.pop(name) for name in expected} == pytest.approx(expected)
     assert result == {"questions": len(rows), "unreadable": []}
-    # An unreadable video takes its questions out of each share.
+    # Questions about an unreadable video do not count in any of the accuracies.
     lost = rows[0]["video_id"]
     table = damage(Dataset.from_list(rows[:-3]), tmp_path, [lost])
     result = multiple_choice_accuracy(model, processor, table, progress=False)
@@ -237,7 +237,7 @@ def test_multiple_choice_by_aspect_against_a_naive_loop(model, processor, direct
     assert result == kept | {"unreadable": [lost]}
 
 
-def test_aspects_are_words(model, processor, directory):
+def test_aspects_must_be_words(model, processor, directory):
     rows = load_corpus("moving_shapes", directory, task="compositional").to_list()
     for aspect in (3, " ", ["colour"]):
         with pytest.raises(ValueError, match=r"row 1 \(video_id .*\): aspect must be a string that is not blank"):
@@ -311,7 +311,7 @@ def test_zero_shot_against_a_naive_loop(model, processor, tables):
     assert result == naive_zero_shot(model, processor, table, names, templates) | counts
 
 
-def test_zero_shot_takes_names_and_labels_in_words(model, processor, tables, tmp_path):
+def test_zero_shot_accepts_class_names_and_labels_as_words(model, processor, tables, tmp_path):
     table = tables["action_recognition"]
     names = [f"it {name}" for name in table.features["label"].names]
     by_number = zero_shot_accuracy(model, processor, table, class_names=names, progress=False)
@@ -361,7 +361,7 @@ def test_classification_matches_classes_by_name(processor, tables, tmp_path):
     assert classification_accuracy(model, processor, table, batch_size=3, progress=False) == expected | counts
     assert model.training
     assert max(model.batches) == 3
-    # The video processor alone will do, and labels in words.
+    # The video processor alone is enough, and labels may be class names.
     rows = [row | {"label": names[row["label"]]} for row in table]
     alone = classification_accuracy(model, processor.video_processor, rows, progress=False)
     assert alone == expected | counts
@@ -417,8 +417,8 @@ def test_answers_against_a_naive_loop(processor, tables, tmp_path):
         answer_accuracy(model, processor, tables["retrieval"])
 
 
-def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_path):
-    """Videos as references into a shard, in a table and as a stream, read in the loader's processes."""
+def test_workers_and_lazy_shards_give_the_same_results(model, processor, tables, tmp_path):
+    """Videos in shards give the same results from a table, read by loader processes, and from a stream."""
     members = []
     for row in tables["action_recognition"].to_list():
         with open(row["video"], "rb") as file:
@@ -442,7 +442,7 @@ def test_workers_and_lazy_shards_give_the_same(model, processor, tables, tmp_pat
 # --- Prompts -------------------------------------------------------------------------------------------------
 
 
-def test_sets_of_prompts_and_files(tmp_path):
+def test_prompt_sets_and_files(tmp_path):
     assert read_prompts("few") == TEMPLATES
     assert len(set(read_prompts("actions"))) == len(PROMPTS["actions"]) >= 10
     assert all(template.count("{}") == 1 for prompts in PROMPTS.values() for template in prompts)
@@ -473,7 +473,7 @@ def test_wrong_prompts(tmp_path, content, message):
 
 @pytest.fixture(scope="module")
 def lengths(tmp_path_factory):
-    """Videos of 1, 2, 5, 11 and 23 frames of noise, as a corpus for all tasks."""
+    """Returns rows for all tasks, with videos of 1, 2, 5, 11 and 23 frames of noise."""
     folder = tmp_path_factory.mktemp("lengths")
     generator = np.random.default_rng(0)
     rows = []
@@ -494,8 +494,8 @@ def lengths(tmp_path_factory):
 
 
 def clips_of(processor, video, views):
-    """The clips of a video, each processed by itself from all of its frames: (clips, T, C, H, W)."""
-    frames, _ = processor.video_processor.fetch_videos(video)  # all of them
+    """Returns the clips of a video, each processed separately after decoding all frames: (clips, T, C, H, W)."""
+    frames, _ = processor.video_processor.fetch_videos(video)  # all frames
     indices = views.frames(len(frames), processor.video_processor.num_frames)
     clips = [processor(videos=[frames[own]], do_sample_frames=False)["pixel_values_videos"] for own in indices]
     return torch.cat(clips)
@@ -554,7 +554,7 @@ VIEWS = [Views(2), Views(3), Views(window_stride=1), Views(window_stride=3)]
 
 @pytest.mark.parametrize("views", [ONE_VIEW, *VIEWS])
 @pytest.mark.parametrize("batch_size", [2, 100])
-def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_size, monkeypatch):
+def test_clips_have_the_chosen_frames(processor, lengths, views, batch_size, monkeypatch):
     decoded = []
     fetch = RegionLearnerVideoProcessor.fetch_videos
 
@@ -570,20 +570,20 @@ def test_clips_are_those_of_the_frames_chosen(processor, lengths, views, batch_s
         assert max(map(len, parts)) <= batch_size
         for index, clip in zip(indices, torch.cat(parts), strict=True):
             found.setdefault(index, []).append(clip)
-    assert decoded == videos  # each once
+    assert decoded == videos  # each video is decoded once
     assert list(found) == list(range(len(videos)))
     for index, clips in found.items():
         assert torch.equal(torch.stack(clips), expected[index])
 
 
 def test_views_of_one_clip_are_the_clip_itself(processor, lengths):
-    """The other way of reading clips, that of several, gives the same for one."""
+    """Where views select only one clip, reading several clips per video gives the same as reading one."""
     far_apart = Views(window_stride=1000)  # the first frame of each segment
     videos = [row["video"] for row in lengths]
     batches = read_clips(processor, videos, {}, batch_size=1, progress=False, views=far_apart)
     for index, (_, (clips,)) in enumerate(batches):
         assert torch.equal(clips, clips_of(processor, videos[index], far_apart))
-        if index < 2:  # no choice of frames
+        if index < 2:  # the video has no more frames than the clip
             assert torch.equal(clips, processor(videos=[videos[index]])["pixel_values_videos"])
 
 
@@ -627,7 +627,7 @@ def F_normalize(vector):  # noqa: N802
 
 
 class Bent(Head):
-    """A head whose logits are not a linear function of the features: means of the one are not those of the other."""
+    """A head whose logits are not linear in the features, so that averaging logits differs from averaging features."""
 
     @staticmethod
     def classifier(question, video):
@@ -673,8 +673,8 @@ def test_views_keep_the_rules_of_the_video_processor(model, processor, lengths):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_multiple_choice_in_the_trainer(model, processor, tables, tmp_path, batch_size):
     """
-    Questions with other numbers of options, equal ones among them, and a video that cannot be read, also alone in a
-    batch.
+    Metrics match `multiple_choice_accuracy` for questions with different numbers of options, equal options, and an
+    unreadable video, even if it is alone in its batch.
     """
     rows = tables["multiple_choice"].to_list()
     rows[1] |= {"options": rows[1]["options"][:2], "answer": 1}

@@ -1,4 +1,4 @@
-"""Texts mean the same in every batch, and tokenizers that do not fit their text tower are found before training."""
+"""Tests that embeddings of texts do not depend on the batch, and that mismatched tokenizers are refused early."""
 
 import logging
 
@@ -79,9 +79,9 @@ def padded(side: str, length: int, texts=TEXTS) -> dict[str, torch.Tensor]:
 
 
 def by_hand(model: RegionLearnerModel, text: list[int]) -> torch.Tensor:
-    """The embedding of a text, from what its tower makes of it alone, without padding."""
+    """Returns the embedding of a text that its tower encodes alone, without padding."""
     tower, pooling = model.text_model, model.config.resolved.text_pooling
-    if "siglip" in model.config.text_config.model_type:  # whose texts are always of this length, without a mask
+    if "siglip" in model.config.text_config.model_type:  # its texts are always padded to this length, without a mask
         outputs = tower(input_ids=torch.tensor([text + [PAD] * (32 - len(text))]))
     else:
         outputs = tower(input_ids=torch.tensor([text]))
@@ -98,10 +98,10 @@ def by_hand(model: RegionLearnerModel, text: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "pooling"), CASES)
 @torch.no_grad()
-def test_a_text_means_the_same_in_every_batch(name, pooling):
+def test_a_text_has_the_same_embedding_in_every_batch(name, pooling):
     model = tiny_model(text=TOWERS[name](), text_pooling=pooling)
     expected = torch.stack([by_hand(model, text) for text in TEXTS])
-    assert torch.pdist(expected).min() > 1e-3  # different texts differ
+    assert torch.pdist(expected).min() > 1e-3  # different texts have different embeddings
     for side in ("right", "left"):
         for length in (7, 12):
             embeds = model(**padded(side, length)).text_embeds
@@ -109,14 +109,14 @@ def test_a_text_means_the_same_in_every_batch(name, pooling):
     inputs = padded("left", 12)  # padding has no influence, whatever its ids are
     inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), 21)
     torch.testing.assert_close(model(**inputs).text_embeds, expected, rtol=1e-5, atol=1e-5)
-    if name.startswith("siglip"):  # as their tokenizers give it
+    if name.startswith("siglip"):  # their tokenizers return no mask
         ids = padded("right", 12)["input_ids"]
         torch.testing.assert_close(model(input_ids=ids).text_embeds, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "pooling"), CASES)
 def test_every_parameter_that_is_trained_gets_a_gradient(name, pooling):
-    """The head of SigLIP cannot be left out, but is frozen if it is not used: DDP would stop."""
+    """SigLIP always has a head. If it is not used, it is frozen: DDP fails on trained weights without gradients."""
     model = tiny_model(text=TOWERS[name](), text_pooling=pooling).train()
     model(**padded("right", 7)).text_embeds[:, 0].sum().backward()
     without = [name for name, weight in model.text_model.named_parameters() if weight.grad is None]
@@ -147,7 +147,7 @@ def test_default_pooling_of_encoders_and_decoders():
 
 
 @torch.no_grad()
-def test_states_come_in_the_order_of_the_tokens():
+def test_states_are_in_the_order_of_the_tokens():
     model = tiny_model(text=TOWERS["gpt2"]())
     model.set_attn_implementation("eager")
     inputs = padded("left", 9)
@@ -164,7 +164,7 @@ def test_states_come_in_the_order_of_the_tokens():
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_states_of_full_length_towers_are_those_of_the_tokens(side):
-    """SigLIP's are padded to full length, but the states of that padding are not returned."""
+    """SigLIP's texts are padded to full length, but the states of that padding are not returned."""
     model = tiny_model(text=TOWERS["siglip"]())
     model.set_attn_implementation("eager")
     inputs = padded(side, 9)
@@ -181,7 +181,7 @@ def test_states_of_full_length_towers_are_those_of_the_tokens(side):
 
 
 def test_any_of_several_tokens_ends_a_text():
-    """As in Llama 3. A text that was cut off ends with its last token; padding may be such a token, too."""
+    """Llama 3 has several such tokens. A truncated text ends with its last token. Padding may be such a token, too."""
     config = LlamaConfig(**SIZES, eos_token_id=[7, 8], bos_token_id=1)
     tokens = torch.tensor([[1, 5, 8, 7], [1, 7, 8, 8], [1, 5, 6, 8], [1, 5, 6, 4]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
@@ -190,7 +190,7 @@ def test_any_of_several_tokens_ends_a_text():
 
 @torch.no_grad()
 def test_the_token_that_ends_a_text_may_begin_it():
-    """GPT-2 and OPT have one token for both."""
+    """GPT-2 and OPT use the same token for both."""
     model = tiny_model(text=TOWERS["gpt2"](), text_pooling="eos")
     texts = [[EOS, 10, 11, EOS, 12], [EOS, 10, 13], [EOS]]
     expected = []
@@ -221,7 +221,7 @@ def test_the_first_token_of_a_causal_tower_is_refused(name):
         tiny_model(text=BertConfig(**SIZES, is_decoder=True), text_pooling="pooler")
 
 
-def test_poolings_that_the_tower_does_not_have():
+def test_poolings_that_the_tower_does_not_support():
     with pytest.raises(ValueError, match="eos_token_id of the 'distilbert' text_config is None"):
         tiny_model(text_pooling="eos")
     model = tiny_model(text_pooling="pooler")
@@ -240,7 +240,7 @@ def tokenizer(**changes):
 
 
 def test_a_tokenizer_that_pads_left():
-    """From captions to embeddings, in one batch and one by one."""
+    """Captions have the same embeddings in one batch and one by one, whichever side is padded."""
     texts = ["a red square", "two blue disks moves to the left", "disks"]
     model = tiny_model(text=GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=99, n_positions=32))
     for side in ("left", "right"):
@@ -267,7 +267,7 @@ def test_a_tokenizer_that_pads_left():
     ids=lambda value: getattr(value, "model_type", value),
 )  # fmt: skip
 def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, caplog):
-    """The longest text that is let through runs, and with learned positions one more token does not."""
+    """The model runs on the longest text, and with learned positions it fails on one more token."""
     its = tokenizer()
     its.pad_token = its.convert_ids_to_tokens(config.pad_token_id or 0)
     with caplog.at_level(logging.INFO, logger="region_learner"):
@@ -285,13 +285,13 @@ def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, ca
         longer = its("two blue disks " * 100, max_length=positions + 1, truncation=True, return_tensors="pt")
         with pytest.raises((IndexError, RuntimeError, ValueError)):
             model(**longer)
-    its.model_max_length = 5  # a shorter limit stays
+    its.model_max_length = 5  # a shorter limit is kept
     check_text_tower(config, its)
     assert its.model_max_length == 5
 
 
-def test_a_tokenizer_that_knows_no_limit():
-    """The processor's own limit stays where the tower could take more."""
+def test_a_tokenizer_without_a_limit():
+    """No limit is set where the tower has more positions than the processor's own limit."""
     its = tokenizer(model_max_length=10**30)
     check_text_tower(LlamaConfig(**SIZES | {"max_position_embeddings": 100_000}), its)
     assert its.model_max_length == 10**30
@@ -326,7 +326,7 @@ def test_a_new_tower_takes_texts_of_all_its_positions(tmp_path):
     assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == 512
 
 
-def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):
+def test_a_mismatched_pair_is_refused_when_it_is_built(tmp_path):
     its = tokenizer()
     text = tiny_text_config(vocab_size=20)
     ViTModel(ViTConfig(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
@@ -347,12 +347,12 @@ def test_a_pair_that_does_not_fit_is_found_when_it_is_built(tmp_path):
             build()
 
 
-def test_padding_by_which_positions_are_counted():
+def test_padding_that_positions_skip_must_be_that_of_the_tokenizer():
     with pytest.raises(ValueError, match=r"pads with id 0, but .* skips id 1 as padding"):
         check_text_tower(RobertaConfig(**SIZES, pad_token_id=1), tokenizer())
 
 
-def test_siglip_takes_over_the_padding_of_its_tokenizer():
+def test_siglip_adopts_the_padding_of_its_tokenizer():
     config = SiglipTextConfig(**SIZES, pad_token_id=1)
     check_text_tower(config, tokenizer())
     assert config.pad_token_id == 0

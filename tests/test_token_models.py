@@ -1,4 +1,4 @@
-"""A model with tokens of words and regions wherever models go: training, heads of other tasks, precision, frames."""
+"""Tests models with word and region tokens in training, export, half precision, and with other numbers of frames."""
 
 import json
 
@@ -23,7 +23,7 @@ FORMS = pytest.mark.parametrize("options", [{"token_dim": 8}, LEARNED], ids=["re
 
 
 def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys):  # noqa: F811
-    """Every option of tokens reaches the configuration, and evaluation while training is by single vectors."""
+    """All token options reach the configuration, and evaluation during training uses single vectors."""
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'run'}",
         "--config", json.dumps(LEARNED), "--per_device_train_batch_size=6", "--num_train_epochs=2",
@@ -41,7 +41,7 @@ def test_a_run_with_tokens_keeps_the_best_checkpoint(corpus, tmp_path, capsys): 
     assert state["best_metric"] == min(entry["eval_t2v_MeanR"] for entry in evaluated)
     logged = [entry["token_temperature"] for entry in state["log_history"] if "token_temperature" in entry]
     assert logged[0] == pytest.approx(0.07, rel=0.05)
-    assert logged[-1] != logged[0]  # it is trained
+    assert logged[-1] != logged[0]  # the temperature is trained
     assert {f"rr_{name}" for name in ("t2v_R@1", "v2t_MeanR")} <= results["test"]["reranked"].keys()
 
 
@@ -127,5 +127,5 @@ def test_towers_with_tokens(tmp_path):
     model = from_pretrained_towers(str(tmp_path / "vit"), str(tmp_path / "text"), video_config=video, **LEARNED).eval()
     outputs = model(pixel_values_videos=clips(), **texts(), return_loss=True)
     assert outputs.loss.isfinite()
-    assert outputs.video_token_embeds.shape == (2, 12, 8)  # 4 frames of 3 regions
+    assert outputs.video_token_embeds.shape == (2, 12, 8)  # 4 frames with 3 regions each
     assert model.token_temperature.item() == pytest.approx(0.07)

@@ -1,4 +1,4 @@
-"""What a run was given and would pass over, or find out about too late: refused before it starts."""
+"""Tests that a run is refused before it starts if it would ignore an option or fail on it too late."""
 
 import json
 from dataclasses import fields
@@ -124,7 +124,7 @@ def test_more_frames_than_the_model_has_positions(tmp_path, pictures):
         train_stages(parse_stages(argv))
 
 
-def test_another_size_than_that_of_a_checkpoint(tmp_path):
+def test_a_size_that_differs_from_the_checkpoint(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     config = tiny_model().config
     config.video_config.num_regions += 1
@@ -144,7 +144,7 @@ def test_a_checkpoint_without_weights_of_its_towers(tmp_path):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Arguments of a corpus of pictures."""
+    """Returns the arguments of a corpus of pictures."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("corpus")
@@ -199,7 +199,7 @@ def test_several_corpora_are_parts(tmp_path):
         trainer(tmp_path, [CorpusPart(rows("abcd"), 4), rows("abcd")])
 
 
-def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
+def test_options_that_a_custom_optimizer_would_ignore(tmp_path):
     mine = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="layer_decay has no effect if optimizers= is given to the Trainer"):
         trainer(tmp_path, rows("abcd"), layer_decay=0.5, optimizers=(mine, None))
@@ -209,7 +209,7 @@ def test_what_an_optimizer_of_ones_own_does_not_know(tmp_path):
     trainer(tmp_path, rows("abcd"), layer_decay=0.5)
 
 
-def test_a_model_that_is_made_anew_is_frozen_again(tmp_path):
+def test_a_model_that_is_made_again_is_frozen_again(tmp_path):
     made = []
 
     def init():
@@ -227,7 +227,7 @@ def test_a_model_that_is_made_anew_is_frozen_again(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_corpora_with_as_many_rows():
+def test_corpora_of_the_same_size_are_distinguished():
     args = RegionLearnerTrainingArguments()
     ids = [str(number) for number in range(100)]
 
@@ -282,7 +282,7 @@ def test_adapters_alone_are_not_a_checkpoint(tmp_path, argv, pictures, capsys):
     ],
     ids=["tokenizer", "batch-size", "workers", "task"],
 )
-def test_the_command_line_says_it_in_one_line(tmp_path, argv, message, pictures, capsys):
+def test_the_command_line_reports_errors_in_one_line(tmp_path, argv, message, pictures, capsys):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "0.png").touch()
     names = {"MODEL": [str(tmp_path)], "FILE": [str(tmp_path / "0.png")], "CORPUS": pictures}
@@ -323,7 +323,7 @@ def test_labels_that_are_not_classes(column, message):
 
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
-    """Three stages, and which of them were trained, with what they resumed from."""
+    """Returns a function that runs three stages and returns which were trained, and what they resumed from."""
     recipe = tmp_path / "stages.yaml"
     recipe.write_text("stages: [{seed: 1}, {seed: 2}, {seed: 3}]\n")
     called = []
@@ -354,7 +354,7 @@ def test_stages_that_have_finished(stages, tmp_path):
     assert stages("true", finished=[1, 2]) == [(3, "true")]
     assert stages("false", finished=[1, 2]) == [(1, "false"), (2, None), (3, None)]
     (tmp_path / "run" / "results.json").touch()
-    assert stages("true", finished=[1, 2]) == [(3, "true")]  # the last one is resumed, and gives its results
+    assert stages("true", finished=[1, 2]) == [(3, "true")]  # the last stage is resumed, and returns its results
 
 
 def test_later_stages_of_an_earlier_run_are_neither_skipped_nor_resumed(stages, tmp_path):
@@ -367,7 +367,7 @@ def test_later_stages_of_an_earlier_run_are_neither_skipped_nor_resumed(stages, 
     assert copy.exists()
 
 
-def test_a_stage_that_is_named_is_resumed_although_it_has_finished(stages, tmp_path):
+def test_a_named_stage_is_resumed_even_if_it_has_finished(stages, tmp_path):
     checkpoint = str(tmp_path / "run" / "stage-2" / "checkpoint-5")
     assert stages(checkpoint, finished=[1, 2]) == [(2, checkpoint), (3, None)]
 
@@ -383,7 +383,7 @@ class StopEarly(TrainerCallback):
 
 @pytest.fixture
 def stopped_run(tmp_path, pictures):
-    """Starts a run in `tmp_path/run`, which ends after its first step, before it has saved anything."""
+    """Returns a function that starts a run in `tmp_path/run` and stops it after one step, before it saves anything."""
 
     def go(*more):
         output = tmp_path / "run"
@@ -406,8 +406,8 @@ def test_an_earlier_run_is_not_overwritten(tmp_path, stopped_run, name):
     stopped_run("--overwrite")
 
 
-def test_an_unfinished_run_does_not_stand_in_the_way_of_resuming(tmp_path, stopped_run):
-    """Without a checkpoint it starts again; if it has finished, it has to be overwritten."""
+def test_an_unfinished_run_does_not_prevent_resuming(tmp_path, stopped_run):
+    """Without a checkpoint, an unfinished run starts over, and a finished run must be overwritten."""
     output = tmp_path / "run"
     write(output / "model.safetensors")
     stopped_run("--resume_from_checkpoint=true")
@@ -417,7 +417,7 @@ def test_an_unfinished_run_does_not_stand_in_the_way_of_resuming(tmp_path, stopp
 
 
 def test_what_is_overwritten_is_not_resumed(tmp_path, stopped_run, caplog):
-    """A run that replaces another one, and is killed before it saves a checkpoint, leaves none of the other's."""
+    """If a run that overwrites another one is killed before it saves a checkpoint, it leaves no earlier checkpoint."""
     output = tmp_path / "run"
     for name in ("results.json", "unreadable_videos.json", "checkpoint-7/complete.json", "notes.txt", "config.json"):
         write(output / name)

@@ -1,4 +1,4 @@
-"""Models from pre-trained towers: image models inflate exactly, all weights are in place, errors say what to do."""
+"""Tests of models from pre-trained towers: exact inflation, all weights in place, and errors that say what to do."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ def save(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """The directories of tiny image and text models by name (`.path`), and the models (`.model`)."""
+    """Returns the directories of tiny image and text models by name (`.path`) and the models (`.model`)."""
     root = tmp_path_factory.mktemp("towers")
     clip_text = CLIPTextConfig(**TEXT, bos_token_id=97, eos_token_id=98)
     clip = CLIPConfig(vision_config=SIZES | IMAGE, text_config=clip_text.to_dict())
@@ -91,7 +91,7 @@ def sources(tmp_path_factory):
 
 
 def image_feature(name: str, model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The CLS feature of `images` by the image model's own code."""
+    """Returns the CLS feature of `images`, computed by the original image model."""
     if name.startswith("timm"):
         return model.forward_features(images)[:, 0]
     if name.startswith("vit"):
@@ -108,7 +108,7 @@ def values(tensors) -> torch.Tensor:
 
 
 def source_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint's image model."""
+    """Returns the tensors of a checkpoint's image model."""
     state = load_file(folder / "model.safetensors")
     return {key: tensor for key, tensor in state.items() if not key.startswith(UNUSED)}
 
@@ -128,13 +128,11 @@ def test_one_frame_gives_the_feature_of_the_image(sources, name):
 
 @pytest.mark.parametrize("name", ["timm", "vit", "clip"])
 @torch.no_grad()
-def test_several_frames_follow_the_naive_reading(sources, name, monkeypatch):
+def test_several_frames_match_the_naive_implementation(sources, name, monkeypatch):
     tower = from_pretrained_towers(sources.path[name], sources.path["distilbert"], **NO_REGIONS).video_model
     clip = clips(batch=1, frames=3)
     output = tower(clip).last_hidden_state[0]
-    if (
-        name == "clip"
-    ):  # the reading is of the paper's ViT: CLIP's activation, LayerNorm and lack of a bias are not in it
+    if name == "clip":  # naive.py implements the paper's ViT, without CLIP's activation, LayerNorm and missing bias
         assert tower.embeddings.patch_embedding.bias is None
         tower.embeddings.patch_embedding.bias = torch.nn.Parameter(torch.zeros(32))
         tokens = naive.tokens
@@ -146,7 +144,7 @@ def test_several_frames_follow_the_naive_reading(sources, name, monkeypatch):
 @pytest.mark.parametrize("name", VIDEO)
 @torch.no_grad()
 def test_a_repeated_image_differs_slightly(sources, name):
-    """The CLS query finds its own key once, but each patch in every frame."""
+    """The CLS query attends to its own key once, but to each patch in every frame."""
     tower = from_pretrained_towers(sources.path[name], sources.path["distilbert"], **NO_REGIONS).video_model
     image = clips(frames=1)
     one, four = tower(image).pooler_output, tower(image.expand(-1, 4, -1, -1, -1)).pooler_output
@@ -191,7 +189,7 @@ def test_every_tensor_of_the_image_model_matters(sources, name, tmp_path):
     image = clips(batch=1, frames=1)
     folder = shutil.copytree(sources.path[name], tmp_path / name)
     state = load_file(folder / "model.safetensors")
-    # Of keys a bias alone changes nothing: it adds the same to all logits of a query.
+    # A bias of the keys has no effect: it adds the same value to all logits of a query.
     keys = [
         key for key in source_weights(folder) if ".1." not in key and not key.endswith(("k_proj.bias", "key.bias"))
     ]
@@ -205,9 +203,9 @@ def test_every_tensor_of_the_image_model_matters(sources, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["vit", "clip"])
 @torch.no_grad()
-def test_with_regions_the_naive_reading_holds(sources, name, monkeypatch):
-    """After the (tested) encoder: every video feature is that of the region module on the encoder's tokens."""
-    if name == "clip":  # whose activation the MLPs of the region module take over
+def test_regions_match_the_naive_implementation(sources, name, monkeypatch):
+    """From the encoder's tokens on, all outputs match the naive region module; other tests cover the encoder."""
+    if name == "clip":  # the MLPs of the region module use CLIP's activation
         monkeypatch.setattr(naive.F, "gelu", lambda x: x * torch.sigmoid(1.702 * x))
     options = {"codebook_size": 8, "num_regions": 4}
     tower = from_pretrained_towers(sources.path[name], sources.path["distilbert"], **options).video_model
@@ -223,7 +221,7 @@ def test_with_regions_the_naive_reading_holds(sources, name, monkeypatch):
 
 
 def padded_texts() -> dict[str, torch.Tensor]:
-    """Two texts that end, as CLIP's do, with the last token of the vocabulary; the first is shorter."""
+    """Returns two texts that end with the last token of the vocabulary, as in CLIP; the first is shorter."""
     inputs = texts()
     ids, mask = inputs["input_ids"].clamp(3, 90), inputs["attention_mask"]
     ids[0, 4], ids[1, 6], mask[0, 5:] = 98, 98, 0
@@ -232,7 +230,7 @@ def padded_texts() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["distilbert", "distilbert_mlm", "bert", "clip_text", "clip"])
 @torch.no_grad()
-def test_texts_are_those_of_the_text_encoder(sources, name):
+def test_text_features_match_the_text_encoder(sources, name):
     model = from_pretrained_towers(sources.path["vit"], sources.path[name])
     own = sources.model[name]
     own = getattr(own, "text_model", getattr(own, "distilbert", own))
@@ -250,8 +248,8 @@ def test_texts_are_those_of_the_text_encoder(sources, name):
 
 
 @torch.no_grad()
-def test_openai_clip_ends_of_text(sources, tmp_path):
-    """OpenAI's checkpoints name id 2 as the end of text, but mean the last of the vocabulary."""
+def test_end_of_text_of_openai_clip(sources, tmp_path):
+    """OpenAI's checkpoints give id 2 as the end of text, but mean the last token of the vocabulary."""
     config = CLIPTextConfig(**TEXT, bos_token_id=97, eos_token_id=2)
     own = save(tmp_path, CLIPTextModel(config))
     model = from_pretrained_towers(sources.path["vit"], tmp_path)
@@ -276,7 +274,7 @@ def test_both_towers_of_one_clip(sources, tmp_path):
 
 @pytest.fixture(scope="module", params=["eos_token", "openai", "gelu", "unequal_widths"])
 def clip(request, tmp_path_factory) -> SimpleNamespace:
-    """A tiny CLIP: with the end of text named, with OpenAI's id 2 in its place, and of other shapes."""
+    """Returns a tiny CLIP: with the correct end-of-text id, with OpenAI's id 2, with GELU, or with unequal widths."""
     text = TEXT | {"bos_token_id": 97, "eos_token_id": 2 if request.param == "openai" else 98, "pad_token_id": 1}
     vision, activation = SIZES | IMAGE, "gelu" if request.param == "gelu" else "quick_gelu"
     if request.param == "unequal_widths":
@@ -293,7 +291,7 @@ def clip(request, tmp_path_factory) -> SimpleNamespace:
 
 
 def assert_same_as_clip(model: RegionLearnerModel, clip, inputs: dict[str, torch.Tensor]):
-    """Embeddings and logits of images, as clips of one frame, and texts."""
+    """Asserts that the embeddings and logits of texts and of images (as clips of one frame) are those of CLIP."""
     images = clips(batch=3, frames=1)
     ours = model(**inputs, pixel_values_videos=images)
     theirs = clip.model(**inputs, pixel_values=images[:, 0])
@@ -307,18 +305,18 @@ def assert_same_as_clip(model: RegionLearnerModel, clip, inputs: dict[str, torch
 
 
 @torch.no_grad()
-def test_a_clip_is_the_same_in_one_call(clip, tmp_path):
+def test_one_call_reproduces_a_clip(clip, tmp_path):
     model = from_pretrained_towers(clip.path, clip.path, **NO_REGIONS)
     config = model.config
     assert (config.projection_dim, config.projection_bias, config.text_projection_relu) == (24, False, False)
     assert (config.learn_temperature, config.resolved.text_pooling) == (True, "eos")
     assert model.logit_scale.item() == pytest.approx(3.21)
     assert_same_as_clip(model, clip, padded_texts())
-    if clip.text["eos_token_id"] == 2:  # the highest token, whichever it is
+    if clip.text["eos_token_id"] == 2:  # the end of text is the highest token id of a text
         assert_same_as_clip(model, clip, texts(3))
     model.save_pretrained(tmp_path)
     assert_same_as_clip(RegionLearnerModel.from_pretrained(tmp_path), clip, padded_texts())
-    # By another spelling of the same directory.
+    # The two paths may spell the same directory differently.
     assert_same_as_clip(
         from_pretrained_towers(f"{clip.path}/../{clip.path.name}", clip.path, **NO_REGIONS), clip, padded_texts()
     )
@@ -326,7 +324,7 @@ def test_a_clip_is_the_same_in_one_call(clip, tmp_path):
 
 @torch.no_grad()
 def test_pooled_frames_of_a_clip(clip):
-    """As the original takes CLIP for its backbone: the mean of the frames' embeddings."""
+    """Video features are the mean of the frames' embeddings, as in the reference implementation with CLIP."""
     model = from_pretrained_towers(clip.path, clip.path, temporal_fusion="pool", **NO_REGIONS)
     videos = clips(frames=3)
     expected = torch.stack([clip.model.get_image_features(frame).pooler_output for frame in videos.unbind(1)]).mean(0)
@@ -347,7 +345,7 @@ def test_with_regions_the_projections_are_still_those_of_clip(clip):
 
 
 @torch.no_grad()
-def test_what_a_clip_brings_can_be_overridden(clip):
+def test_settings_from_a_clip_can_be_overridden(clip):
     def load(**options):
         return from_pretrained_towers(clip.path, clip.path, **NO_REGIONS, **options)
 
@@ -368,7 +366,7 @@ def test_what_a_clip_brings_can_be_overridden(clip):
 
 
 @torch.no_grad()
-def test_two_different_clips_share_no_projection(clip, sources):
+def test_towers_of_two_different_clips_get_new_projections(clip, sources):
     model = from_pretrained_towers(sources.path["clip"], clip.path, **NO_REGIONS)
     assert (model.config.projection_dim, model.config.temperature) == (256, 0.05)
     assert model.config.projection_bias
@@ -401,7 +399,7 @@ def test_gradients_reach_both_towers(sources):
     model(**texts(), pixel_values_videos=clips(), return_loss=True).loss.backward()
     for layer in model.video_model.layers:
         assert layer.space_attention.q_proj.weight.grad.any()
-        assert layer.time_attention.out_proj.weight.grad.any()  # zero, but it learns
+        assert layer.time_attention.out_proj.weight.grad.any()  # starts at zero, but learns
     assert model.text_model.embeddings.word_embeddings.weight.grad.any()
 
 
@@ -495,10 +493,10 @@ def test_processor_of_transformers(sources, tmp_path, kind, caplog):
     assert not [record for record in caplog.records if "normalized" in record.getMessage()]
 
 
-def test_unknown_normalization_is_imagenets_with_a_warning(sources, caplog):
+def test_unknown_normalization_falls_back_to_imagenet_with_a_warning(sources, caplog):
     with caplog.at_level(logging.WARNING, logger="region_learner"):
         from_pretrained_towers(sources.path["vit"], sources.path["distilbert"], codebook_size=8)
-        assert "normalized" not in caplog.text  # a model does not ask
+        assert "normalized" not in caplog.text  # building a model does not need it
         processor = processor_from_towers(sources.path["vit"], sources.path["distilbert"])
     assert str(sources.path["vit"]) in caplog.text
     assert "normalized" in caplog.text
@@ -522,7 +520,7 @@ def test_unknown_normalization_is_imagenets_with_a_warning(sources, caplog):
     ],
 )
 @torch.no_grad()
-def test_timm_models_that_are_no_plain_vit_become_backbones(sources, tmp_path, options):
+def test_timm_models_that_are_not_a_plain_vit_become_backbones(sources, tmp_path, options):
     architecture = options.get("architecture", "vit_tiny_patch16_224")
     of_vit = {} if "architecture" in options else TIMM_SIZES | options
     original = save_timm(tmp_path, architecture, **of_vit)
@@ -561,7 +559,7 @@ def test_transformers_models_as_backbones(sources, tmp_path, name):
 
 
 @pytest.mark.parametrize(("edge", "share", "width"), [(224, 0.875, 256), (224, 0.5, 448), (384, 0.875, None)])
-def test_frames_are_cropped_as_by_convnext(tmp_path, edge, share, width):
+def test_frames_are_cropped_as_in_convnext(tmp_path, edge, share, width):
     ConvNextImageProcessor(size={"shortest_edge": edge}, crop_pct=share).save_pretrained(tmp_path)
     video = video_processor_of(tmp_path, torch.nn.Identity(), num_frames=4)
     assert dict(video.output_size) == {"height": edge, "width": edge}
@@ -580,7 +578,7 @@ def test_frames_need_one_size(tmp_path):
 # Errors
 
 
-def test_text_models_are_no_image_models(sources):
+def test_text_models_are_not_image_models(sources):
     with pytest.raises(ValueError, match="is a 'bert' model, which is not an image model"):
         from_pretrained_towers(sources.path["bert"], sources.path["distilbert"])
 
@@ -609,7 +607,7 @@ def test_text_towers_of_other_families(sources, tmp_path, family):
     close(ours, expected)
 
 
-def test_models_that_are_no_text_encoder(sources, tmp_path):
+def test_models_that_are_not_text_encoders(sources, tmp_path):
     for name in ("vit", "clip_vision", "timm"):
         with pytest.raises(ValueError, match=f"{name}' is a .* model, which is not a text encoder"):
             from_pretrained_towers(sources.path["vit"], sources.path[name])
@@ -630,7 +628,7 @@ def test_unknown_override(sources):
 
 
 @pytest.mark.parametrize("side", ["video", "text"])
-def test_directories_that_are_no_model(sources, tmp_path, side):
+def test_directories_that_are_not_a_model(sources, tmp_path, side):
     def load(folder):
         return from_pretrained_towers(
             **{"video": sources.path["vit"], "text": sources.path["distilbert"]} | {side: folder}
@@ -661,7 +659,7 @@ def test_names_that_do_not_exist(sources):
 
 @pytest.mark.parametrize("name", ["vit", "timm", "clip"])
 def test_incomplete_weights(sources, tmp_path, name):
-    """Nothing that the image model should bring may be random."""
+    """Missing or damaged weights of the image model are an error, rather than initialized at random."""
     folder = shutil.copytree(sources.path[name], tmp_path / name)
     state = load_file(folder / "model.safetensors")
     suffixes = ("fc1.weight", "intermediate.dense.weight")
@@ -686,7 +684,7 @@ def test_bert_without_its_pooler(sources):
 
 
 class Touch:
-    """A pickle of it makes the file when it is loaded."""
+    """Creates a file when a pickle of it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -697,7 +695,7 @@ class Touch:
 
 @pytest.mark.parametrize("name", ["vit", "timm", "clip"])
 def test_weights_run_no_code(sources, tmp_path, name):
-    """A pickle is read as tensors or not at all."""
+    """Pickled weights are read as tensors or not at all."""
     trace, folder = tmp_path / "ran", shutil.copytree(sources.path[name], tmp_path / name)
     torch.save({"weights": Touch(trace)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

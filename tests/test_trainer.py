@@ -1,4 +1,4 @@
-"""What the Trainer adds: learning rates by tower and layer, frozen parts, logs, adapters, stages, pushes."""
+"""Tests what the Trainer adds: learning rates per tower and layer, frozen parts, logs, adapters and stages."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def test_weight_decay_exempts_norms_positions_and_biases(tmp_path):
         assert decay[name] == (0.0 if exempt or "cls_token" in name else 0.1), name
 
 
-def test_frozen_parts_stay_as_they_are(tmp_path):
+def test_frozen_parts_do_not_change(tmp_path):
     start = run(tmp_path / "0", max_steps=1, learning_rate=0.0, freeze=["video_model."])["state"]
     trained = run(tmp_path / "1", max_steps=3, learning_rate=0.01, freeze=["video_model.", "text_projection"])["state"]
     changed = {name for name, value in trained.items() if not torch.equal(value, start[name])}
@@ -184,8 +184,8 @@ def test_the_state_of_codebook_and_regions_is_logged():
     assert summary["unreadable_videos"] == 7
 
 
-def test_only_steps_and_waiting_count_as_time_of_training(monkeypatch):
-    """By a clock that the test moves: 4 seconds of waiting, 6 of a step, and 100 of an evaluation."""
+def test_only_steps_and_waiting_for_data_count_as_training_time(monkeypatch):
+    """A fake clock simulates 4 seconds of waiting, a step of 6 seconds, and an evaluation of 100 seconds."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     progress = Progress()
@@ -215,7 +215,7 @@ STEP = {"loss": 1.23456, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 3.0, 
         "temperature": 0.05, "unreadable_videos": 0}  # fmt: skip
 
 
-def test_lines_of_logs():
+def test_log_lines():
     line = (
         "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  waiting  3%  codes  96%"
     )
@@ -237,19 +237,19 @@ def test_lines_of_logs():
     assert log_line(metrics, 5, 10) == f"step  5/10  epoch  3.00  {shown}"
     assert log_line(metrics, 0, 0) == shown  # without training
     assert log_line({"eval_accuracy": 50.0, "eval_questions": 8}, 0, 0) == "eval  accuracy  50.00  questions 8"
-    assert log_line({"eval_own_t2v_R@1": 4.0}, 0, 0) == "eval  own_t2v R@1   4.00"  # one of several data sets
+    assert log_line({"eval_own_t2v_R@1": 4.0}, 0, 0) == "eval  own_t2v R@1   4.00"  # one of several datasets
     end = {"train_runtime": 8.0, "train_loss": 2.0, "total_flos": 1e9, "epoch": 12.0}
     assert log_line(end, 10, 10) == "step 10/10  epoch 12.00  train loss  2.0000"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("quiet", [True, False])
-def test_runs_print_lines_and_no_dictionaries(tmp_path, capsys, monkeypatch, terminal, quiet):
+def test_runs_print_lines_instead_of_dictionaries(tmp_path, capsys, monkeypatch, terminal, quiet):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     run(tmp_path, max_steps=2, disable_tqdm=quiet, save=True)
     out, err = capsys.readouterr()
     assert not out
-    assert "shards" not in err  # nor the bars of saving
+    assert "shards" not in err  # no progress bar for saving either
     assert is_progress_bar_enabled()
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/2", "2/2", "2/2"]
@@ -283,7 +283,7 @@ class Recording(Collator):
         return super().__call__(rows)
 
 
-def test_each_epoch_has_an_order_of_its_own(tmp_path):
+def test_each_epoch_has_its_own_order(tmp_path):
     arguments = RegionLearnerTrainingArguments(
         output_dir=str(tmp_path), **DEFAULTS | {"max_steps": 6, "per_device_train_batch_size": 8}
     )
@@ -300,7 +300,7 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("mode", ["ema", "original"])
 def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
-    """Also from accumulated batches, in one process; afterwards the model is as it was in a loop of one's own."""
+    """This also holds for accumulated batches. After training, `auto_update` is on again, as custom loops need it."""
     quantizers, seen = [], []
 
     class Watch(TrainerCallback):
@@ -312,7 +312,7 @@ def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
     def before(trainer):
         quantizers.append(trainer.model.quantizer)
 
-    def interrupted(trainer):  # what an earlier run has left behind does not count
+    def interrupted(trainer):  # what an interrupted run left behind must not matter
         before(trainer)
         trainer.model.quantizer.auto_update = False
         trainer.model.train()(pixel_values_videos=clips())
@@ -324,14 +324,14 @@ def test_the_codebook_is_updated_once_per_step(tmp_path, mode):
     assert seen == 2 * [(0, False), (1, False), (1, False), (2, False), (2, False), (3, False)]
     assert all(quantizer.auto_update for quantizer in quantizers)
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    # 2 batches of 4 clips of up to 2 frames of 16 patches in each step; with those of the first one the codes start.
+    # Each step has 2 batches of 4 clips with up to 2 frames of 16 patches. The first step of "ema" initializes codes.
     frames = states[0]["video_model.region_module.quantizer.cluster_sum"].sum() / 16
     steps = 2 if mode == "ema" else 3
     assert steps * 8 < frames <= steps * 16
 
 
 def test_adapters(corpus, tmp_path):
-    """Only what adapters may change differs, and what is saved is a plain model."""
+    """Only the weights that adapters may change are different, and the saved model is a plain one."""
     pytest.importorskip("peft")
     train_stages(parse_stages(command(corpus, tmp_path / "whole", "--test_split=test")))
     lora = json.dumps({"r": 2, "towers": ["text_model"]})
@@ -358,7 +358,7 @@ def test_adapters(corpus, tmp_path):
         train_stages(parse_stages([*argv, "--lora", '{"towers": ["audio"]}'], output_dir=str(tmp_path / "wrong")))
 
 
-def test_adapters_leave_nothing_new_frozen():
+def test_adapters_do_not_freeze_new_parameters():
     pytest.importorskip("peft")
     model = with_lora(tiny_model(learn_temperature=True, loss="sigmoid", temporal_fusion="linear"), {"r": 2})
     trained = {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
@@ -368,7 +368,7 @@ def test_adapters_leave_nothing_new_frozen():
 
 
 def test_adapters_resume(corpus, tmp_path):
-    """What PEFT does not save, such as a learned temperature, continues where it was."""
+    """Weights that PEFT does not save, such as a learned temperature, are restored, too."""
     pytest.importorskip("peft")
     options = ["--config", json.dumps({"learn_temperature": True}), "--learning_rate=0.01", "--save_strategy=steps",
                "--save_steps=2", "--lora", '{"r": 2}', "--max_steps=4"]  # fmt: skip
@@ -380,7 +380,7 @@ def test_adapters_resume(corpus, tmp_path):
     assert one["logit_scale"] != -math.log(0.05)
 
 
-def test_a_checkpoint_to_resume_from_is_of_one_stage(tmp_path):
+def test_a_checkpoint_to_resume_from_belongs_to_one_stage(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages: [{num_frames: 1}, {num_frames: 2}, {num_frames: 4}]")
     output = tmp_path / "run"
@@ -419,7 +419,7 @@ def test_the_limit_of_unreadable_videos_is_a_share_of_videos_not_of_questions(tm
         trainer.unreadable.report("2", "cannot be read", in_training=True)
 
 
-def test_a_resumed_stream_counts_the_clips_before(tmp_path):
+def test_a_resumed_stream_counts_earlier_clips(tmp_path):
     parts = [CorpusPart(Dataset.from_dict({"video_id": ["0"]}).to_iterable_dataset(), 2)]
     before = UnreadableVideos(tmp_path, 0.1, parts)
     for number in range(12):
@@ -431,30 +431,30 @@ def test_a_resumed_stream_counts_the_clips_before(tmp_path):
         resumed.report(str(number), "cannot be read", in_training=True, samples_seen=10)
     with pytest.raises(VideoDecodeError, match="42 of 410 videos are unreadable"):
         resumed.report("41", "cannot be read", in_training=True, samples_seen=10)
-    (tmp_path / "unreadable_0.json").write_text('{"7": "cannot be read"}')  # of an older version
+    (tmp_path / "unreadable_0.json").write_text('{"7": "cannot be read"}')  # the format of an older version
     resumed.load(tmp_path, 0)
     assert resumed.in_training == {"7": "cannot be read"}
 
 
-def test_the_limit_of_unreadable_videos_is_that_of_all_processes(tmp_path, monkeypatch):
+def test_the_limit_of_unreadable_videos_applies_to_all_processes_together(tmp_path, monkeypatch):
     videos = UnreadableVideos(tmp_path, 0.1, [CorpusPart([{"video_id": str(number)} for number in range(20)], 2)])
     others = [("1", "cannot be read"), ("2", "cannot be read")]
     monkeypatch.setattr("region_learner.training.unreadable.gather_object", lambda own: own + others)
     videos.report("1", "cannot be read", in_training=True)
-    videos.check_all_processes(3)  # 2 different ones
+    videos.check_all_processes(3)  # 2 different videos
     videos.report("3", "cannot be read", in_training=True)
     with pytest.raises(VideoDecodeError, match=r"3 of 20 videos are unreadable, more than max_unreadable=0.1"):
         videos.check_all_processes(4)
     assert set(json.loads((tmp_path / "unreadable_videos.json").read_text())) == {"1", "2", "3"}
 
 
-def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
+def test_each_stage_continues_from_the_previous_one(corpus, tmp_path, caplog):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "stages: [{num_frames: 1, video_config: {num_frames: 2}}, "
         "{num_frames: 4, video_config: {num_frames: 4}, learning_rate: 0.0}]"
     )
-    sizes = {name: value for name, value in TINY_VIDEO.items() if name != "num_frames"}  # which each stage says itself
+    sizes = {name: value for name, value in TINY_VIDEO.items() if name != "num_frames"}  # set by each stage
     sizes = f"--video_config={json.dumps(sizes)}"
     argv = [str(recipe), *command(corpus, tmp_path / "run"), sizes, "--test_split=test"]
     stages = parse_stages(argv)
@@ -468,14 +468,14 @@ def test_stages_go_on_from_one_another(corpus, tmp_path, caplog):
     assert torch.equal(first.state_dict()[name], last.state_dict()[name])  # learning rate 0
     trained = (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns
     caplog.set_level("INFO", logger="region_learner")
-    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed
+    (tmp_path / "run" / "results.json").unlink()  # as if the run had been killed
     train_stages(parse_stages([*argv, "--resume_from_checkpoint=true"]))
     assert "Stage 1 of 2 has already finished" in caplog.text
     assert (tmp_path / "run" / "stage-1" / "model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_several_corpora_and_a_stream(corpus, tmp_path):
-    """Shards and files in turn, with frames and batch sizes of their own."""
+    """Shards and files are read in turn, each with its own number of frames and batch size."""
     rows = load_corpus("moving_shapes", corpus)
     for shard in range(2):
         with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
@@ -500,7 +500,7 @@ def test_bfloat16(tmp_path):
     full = run(tmp_path / "2", max_steps=2)
     for ours, expected in zip(half["log"], full["log"], strict=True):
         assert ours["loss"] == pytest.approx(expected["loss"], rel=0.05)
-        assert ours["loss"] != expected["loss"]  # it was bfloat16
+        assert ours["loss"] != expected["loss"]  # it was really bfloat16
     for name, value in half["state"].items():
         if "quantizer" in name and value.is_floating_point():
             assert value.dtype == torch.float32
@@ -510,7 +510,7 @@ def test_bfloat16(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_compiled(tmp_path):
-    """(On the CPU this takes a C++ compiler.)"""
+    """On a CPU, compilation needs a C++ compiler."""
     compiled = run(tmp_path / "1", max_steps=2, torch_compile=True)
     plain = run(tmp_path / "2", max_steps=2)
     for ours, expected in zip(compiled["log"], plain["log"], strict=True):

@@ -1,4 +1,4 @@
-"""Arguments and recipes, collator, Trainer, and the command line, on tiny corpora."""
+"""Tests arguments, recipes, the collator, the Trainer and the command line on tiny corpora."""
 
 import json
 import logging
@@ -74,7 +74,7 @@ def processor(rows):
 
 @pytest.fixture
 def damaged(corpus, tmp_path):
-    """The corpus as a folder, two of its twelve videos damaged."""
+    """Returns a folder with the videos of the corpus, two of the twelve damaged."""
     rows = [json.loads(line) for line in (corpus / "train" / "metadata.jsonl").read_text().splitlines()]
     for i, row in enumerate(rows):
         content = (corpus / "train" / row["file_name"]).read_bytes()
@@ -109,7 +109,7 @@ def test_batches_for_training_and_for_evaluation(rows, processor):
 
 
 def test_clips_are_normalized_on_the_device_or_before(rows, processor):
-    """Both ways, by hand: (frames / 255 - mean) / std."""
+    """Both the collator and `normalize_clips` compute (frames / 255 - mean) / std."""
     batch = [dict(rows[i]) | {DRAWN: Draw(0, i, seed=i)} for i in range(3)]
     raw = RegionLearnerCollator(processor, training=True, normalize=False)(batch)["pixel_values_videos"]
     ready = RegionLearnerCollator(processor, training=True)(batch)["pixel_values_videos"]
@@ -119,7 +119,7 @@ def test_clips_are_normalized_on_the_device_or_before(rows, processor):
     torch.testing.assert_close(processor.video_processor.normalize_clips(raw), ready)
 
 
-def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
+def test_unreadable_videos_are_substituted_and_reported(damaged, processor):
     rows = load_corpus("folder", damaged)
     batch = [rows[i] for i in range(8)]
     readable = {stable_id(f"clip{i}") for i in range(12)} - {stable_id("clip3"), stable_id("clip7")}
@@ -129,7 +129,7 @@ def test_unreadable_videos_are_replaced_and_told_of(damaged, processor):
     assert all(clip.std() > 0.1 for clip in result["pixel_values_videos"])  # no black frames
     result = RegionLearnerCollator(processor, training=False)(batch)
     assert [i for i, video_id in enumerate(result["video_ids"].tolist()) if video_id == -1] == [3, 7]
-    for normalize in (True, False):  # of evaluation, the last batch may be one bad video
+    for normalize in (True, False):  # in evaluation, the last batch may be a single bad video
         evaluation = RegionLearnerCollator(processor, training=False, normalize=normalize)
         result, good = evaluation([rows[3]]), evaluation([rows[0]])
         assert result["video_ids"].tolist() == [-1]
@@ -152,9 +152,9 @@ def without_the_rights_of_root():
         os.seteuid(0)
 
 
-def test_training_goes_on_past_files_that_cannot_be_opened(damaged, processor, caplog):
-    """One without read permission, one that a directory has replaced, and one that is gone since it was listed."""
-    with tempfile.TemporaryDirectory() as folder:  # where others may look, too
+def test_training_continues_past_files_that_cannot_be_opened(damaged, processor, caplog):
+    """One file has no read permission, one is now a directory, and one was deleted after it was listed."""
+    with tempfile.TemporaryDirectory() as folder:  # readable by other users, too
         for path in damaged.iterdir():
             shutil.copy(path, folder)
         os.chmod(folder, 0o777)
@@ -177,7 +177,7 @@ def test_training_goes_on_past_files_that_cannot_be_opened(damaged, processor, c
         for path in (closed, directory, gone):
             assert listed[path.stem].startswith(f"{path}: ")
         assert "Permission denied" in listed["clip1"]
-        # (Of the run's directory, which root has made, the same is true; that loses no training.)
+        # Root made the run's directory, so the list cannot be written to it. Training still continues.
         where = Path(folder) / "run" / "unreadable_videos.json"
         if os.geteuid() == 0:
             assert f"could not be written: [Errno 13] Permission denied: '{where}'" in caplog.text
@@ -208,7 +208,7 @@ def test_the_trainer_reports_unreadable_videos(damaged, processor, tmp_path, cap
 
 
 def test_accumulated_gradients_are_divided(rows, processor, tmp_path):
-    """The Trainer must divide the loss by its accumulation steps, and pass the gradient of the mean."""
+    """The Trainer must divide the loss by the accumulation steps, so that the gradient is that of the mean."""
     arguments = RegionLearnerTrainingArguments(
         output_dir=tmp_path, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         learning_rate=0.0, max_grad_norm=0.0, report_to="none", save_strategy="no", use_cpu=True,
@@ -245,7 +245,7 @@ def test_accumulated_gradients_are_divided(rows, processor, tmp_path):
 
 
 def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
-    """The main job, tiny: the loss falls, and what is saved gives the same metrics through the command."""
+    """The loss falls. The saved checkpoint gives the same metrics on the command line and can be trained further."""
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path}", "--test_split=test",
         "--max_steps=12", "--per_device_train_batch_size=12", "--learning_rate=2e-3", "--logging_steps=1",
@@ -258,7 +258,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
     assert results["test"]["videos"] == 6
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(model, RegionLearnerModel)
-    assert processor.video_processor.flip_probability == 0  # its captions tell left from right
+    assert processor.video_processor.flip_probability == 0  # captions of moving_shapes tell left from right
     again = embed_corpus(model, processor, load_corpus("moving_shapes", corpus, "test"), progress=False).metrics()
     assert again == pytest.approx({name: results["test"][name] for name in again})
     capsys.readouterr()
@@ -267,7 +267,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
     assert exit_info.value.code == 0
     printed = json.loads(capsys.readouterr().out)
     assert {name: printed[name] for name in again} == pytest.approx(again)
-    # and continues from there, with more frames
+    # Training continues from the checkpoint, with more frames.
     argv = [
         f"--model={tmp_path}", "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path / 'more'}",
         '--video_config={"num_frames": 4}', "--max_steps=1", *TINY[5:],
@@ -278,7 +278,7 @@ def test_train_evaluate_save_and_load(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("split", "seen"), [("train", True), ("test", False)])
-def test_a_table_names_its_split_and_says_if_it_was_trained_on(corpus, tmp_path, capsys, caplog, split, seen):
+def test_results_name_their_split_and_say_whether_it_was_trained_on(corpus, tmp_path, capsys, caplog, split, seen):
     argv = ["train", *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", f"--output_dir={tmp_path}",
             f"--test_split={split}", "--max_steps=1", "--per_device_train_batch_size=4", "--overwrite"]  # fmt: skip
 
@@ -326,14 +326,14 @@ def test_which_splits_are_trained_on(options, split, expected):
 @pytest.mark.parametrize(
     ("options", "level"), [({"test_split": "train"}, "INFO"), ({"eval_split": "train"}, "WARNING"), ({}, None)]
 )
-def test_an_evaluation_on_the_training_split_is_told(options, level, caplog):
+def test_an_evaluation_on_the_training_split_is_logged(options, level, caplog):
     caplog.set_level("INFO", logger="region_learner")
     _tell_if_trained_on(DataArguments(**{"data_dir": "here", "eval_split": "val", "test_split": "test"} | options))
     assert [record.levelname for record in caplog.records] == [level] * (level is not None)
     assert all("the training split" in record.getMessage() for record in caplog.records)
 
 
-def test_embedding_a_corpus_leaves_out_what_is_unreadable(damaged, processor, caplog):
+def test_embedding_a_corpus_leaves_out_unreadable_videos(damaged, processor, caplog):
     model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2)
     rows = load_corpus("folder", damaged)
     with caplog.at_level(logging.WARNING):
@@ -359,8 +359,8 @@ def test_codebook_use():
     before, modes = {name: buffer.clone() for name, buffer in model.named_buffers()}, []
     model.video_model.register_forward_hook(lambda tower, *_: modes.append(tower.training))
     assert codebook_use(model, videos.split(1)) == pytest.approx(expected)
-    assert modes == [False] * 3  # in evaluation mode,
-    assert model.training  # which is left again
+    assert modes == [False] * 3  # the model runs in evaluation mode
+    assert model.training  # its mode is restored
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     with pytest.raises(ValueError, match="no codebook"):
         codebook_use(tiny_model(codebook_size=0), [videos])
@@ -372,7 +372,7 @@ def test_tokenizers_are_the_same_in_every_process(tmp_path):
         "import sys, json; from region_learner.training.tokenizer import train_tokenizer; "
         "print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 60, 16).backend_tokenizer.to_str()))"
     )
-    other = run_fresh(script, json.dumps(texts), isolated=False)  # which hashes strings in another way
+    other = run_fresh(script, json.dumps(texts), isolated=False)  # another process hashes strings differently
     tokenizer = train_tokenizer(texts, 60, 16)
     assert json.loads(other.stdout) == tokenizer.backend_tokenizer.to_str()
     ids = tokenizer("a red square")["input_ids"]
@@ -381,8 +381,8 @@ def test_tokenizers_are_the_same_in_every_process(tmp_path):
     assert len(tokenizer(" ".join(texts), truncation=True)["input_ids"]) == 16
 
 
-def test_resuming_goes_on_where_it_stopped(corpus, tmp_path):
-    """Two epochs straight, and the second of them resumed after the first: the same weights and codebook."""
+def test_a_resumed_run_matches_an_uninterrupted_one(corpus, tmp_path):
+    """Two uninterrupted epochs give the same weights and codebook as resuming after the first epoch."""
     argv = [
         *TINY, "--corpus=moving_shapes", f"--data_dir={corpus}", "--max_steps=4", "--per_device_train_batch_size=6",
         "--save_strategy=steps", "--save_steps=2", "--learning_rate=1e-3",
@@ -395,7 +395,7 @@ def test_resuming_goes_on_where_it_stopped(corpus, tmp_path):
         torch.testing.assert_close(tensor, other[name], msg=name)
 
 
-def test_changing_a_checkpoint_changes_what_follows_from_it(tmp_path, processor):
+def test_changing_a_checkpoint_changes_the_defaults_that_depend_on_it(tmp_path, processor):
     model = tiny_model(text=tiny_text_config(vocab_size=400), num_frames=2, codebook_mode="original")
     assert model.config.video_config.resolved.codebook_decay == 0.1
     model.save_pretrained(tmp_path)
@@ -495,7 +495,7 @@ def test_a_model_comes_from_one_place():
         build_model(ModelArguments(text_config={"model_type": "bert"}))
 
 
-def test_the_demo_runs_through(tmp_path, capsys, monkeypatch):
+def test_the_demo_runs(tmp_path, capsys, monkeypatch):
     from region_learner.demo import run_demo
 
     monkeypatch.setattr(subprocess, "run", run_script)

@@ -1,4 +1,4 @@
-"""Which rows make which batch: one process against several, interrupted against uninterrupted."""
+"""Tests which rows make up which batch, with one process and several, and in resumed and uninterrupted runs."""
 
 import itertools
 import re
@@ -66,7 +66,7 @@ def test_the_last_batch_is_filled_from_the_beginning_or_dropped():
         TrainingBatchSampler([CorpusPart(rows(3), 4)], drop_last=True)
 
 
-def test_corpora_in_turn_until_the_shortest_is_through():
+def test_corpora_alternate_until_the_shortest_is_exhausted():
     sampler = TrainingBatchSampler([CorpusPart(rows(8), 4), CorpusPart(rows(100), 2)])
     batches = epoch(sampler)
     assert [batch[0].part for batch in batches] == [0, 1, 0, 1]
@@ -83,7 +83,7 @@ def test_corpora_mixed_by_weight():
     share = Counter(batch[0].part for batch in batches)[1] / 800
     assert 0.70 < share < 0.80
     times = Counter(batch[0].row for batch in batches if batch[0].part == 1)
-    assert set(times.values()) <= {1, 2}  # about 600 draws from 400 rows: none a third time before all a second
+    assert set(times.values()) <= {1, 2}  # about 600 draws from 400 rows: no third draw before all second ones
     again = [drawn.row for batch in batches for drawn in batch if drawn.part == 1]
     assert again[:200] != again[400:600]
 
@@ -109,7 +109,7 @@ def test_wrong_mixes():
         TrainingBatchSampler([CorpusPart(rows(4), 2, weight=0)], "weighted")
 
 
-def test_rows_tell_their_part_seed_and_frames():
+def test_rows_carry_their_part_and_number_of_frames():
     parts = [CorpusPart(rows(4, "a"), 2, num_frames=1), CorpusPart(rows(4, "b"), 2, num_frames=3)]
     loader = DataLoader(TrainingRows(parts), batch_sampler=TrainingBatchSampler(parts), collate_fn=list)
     batches = list(loader)
@@ -144,7 +144,7 @@ def test_a_pass_through_a_stream_reads_every_row_once(world_size, workers):
 
 
 def test_shards_that_processes_cannot_divide():
-    """6 shards of 4 rows among 4 processes: each has shards of its own, if not equally many."""
+    """6 shards are read by 4 processes: each process has its own shards, although not equally many."""
     seen = []
     for rank in range(4):
         mine = names(read([CorpusPart(stream(24, 6), 1)], 8, rank=rank, world_size=4))
@@ -155,8 +155,8 @@ def test_shards_that_processes_cannot_divide():
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("skip", [1, 4, 11])
-def test_a_resumed_stream_goes_on_where_it_stopped(workers, skip):
-    """11 batches of 3 are beyond the end of the first pass."""
+def test_a_resumed_stream_continues_where_it_stopped(workers, skip):
+    """After 11 batches, the smaller corpus is in its second pass."""
     parts = [CorpusPart(stream(24, 6), 3, shuffle_buffer=7), CorpusPart(rows(9, "b"), 2)]
     options = {"mix": "weighted", "seed": 2}
     whole = read(parts, 16, workers, **options)
@@ -166,7 +166,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped(workers, skip):
     assert len(set(seeds)) == len(seeds)
 
 
-def test_streams_are_shuffled_anew_in_each_pass():
+def test_streams_are_reshuffled_in_each_pass():
     batches = names(read([CorpusPart(stream(24, 2), 24, shuffle_buffer=24)], 2))
     assert sorted(batches[0]) == sorted(batches[1])
     assert batches[0] != batches[1]

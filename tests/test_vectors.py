@@ -1,4 +1,4 @@
-"""Vectors in files: what is written is read back, by whom and across which files it may be, and damage is named."""
+"""Tests for vectors in files, which are read back across files and by other readers, and for damaged files."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def test_readers_see_rows_appended_by_another(tmp_path):
         np.testing.assert_array_equal(reader.take(np.arange(row + 1)), expected[: row + 1])
 
 
-def test_prefixes_are_apart(tmp_path):
+def test_prefixes_are_separate(tmp_path):
     a, b = Vectors(tmp_path, 3, "a"), Vectors(tmp_path, 3, "b")
     a.write(0, random_vectors(5))
     b.write(0, random_vectors(6))
@@ -82,7 +82,7 @@ def test_is_on_the_disk_when_write_returns(tmp_path, monkeypatch):
     sizes = {state.st_ino: state.st_size for state in synced}
     for path, rows in ((tmp_path / "vectors-00000.f32", 10), (tmp_path / "vectors-00001.f32", 2)):
         assert sizes[path.stat().st_ino] == rows * 12
-    assert tmp_path.stat().st_ino in sizes  # the names of new files
+    assert tmp_path.stat().st_ino in sizes  # the directory, for the names of new files
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -133,7 +133,7 @@ def test_names_damaged_files(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs links and pipes of POSIX")
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "directory"])
-def test_refuses_what_leads_elsewhere(tmp_path, kind):
+def test_refuses_files_that_are_not_regular(tmp_path, kind):
     outside = tmp_path / "outside.f32"
     outside.write_bytes(random_vectors(10).tobytes())
     path = tmp_path / "index" / "vectors-00000.f32"

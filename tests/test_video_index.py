@@ -1,4 +1,4 @@
-"""An index of videos: what it finds, and how it follows the files."""
+"""Tests the video index: what it finds, and how it follows changes of the files."""
 
 import multiprocessing
 import os
@@ -54,13 +54,13 @@ def make_index(model, tmp_path):
 
 
 def relative_answers(index, base=None):
-    """All that an index answers to some queries, with paths relative to `base`."""
+    """Returns the hits of an index for some queries, with paths relative to `base`."""
     base, found = base or index.directory.parent, answers(index)
     return [[(os.path.relpath(h.path, base), h.start, h.end, h.score, h.probability) for h in hits] for hits in found]
 
 
-def test_windows_are_what_the_processor_reads(make_index, videos, model):
-    """Each window against the processor and the model on its span alone."""
+def test_windows_match_the_processor_and_the_model(make_index, videos, model):
+    """Each stored vector equals the embedding of its span, processed on its own."""
     index = make_index()
     assert counts(index.update(videos)) == {"new": 5}
     network, processor = load_checkpoint(model, "retrieval")
@@ -79,7 +79,7 @@ def test_windows_are_what_the_processor_reads(make_index, videos, model):
     assert seen["a.mp4"] == [[0, 3]]
     assert seen["b.mp4"] == [[start, start + 4] for start in range(0, 11, 2)]
     assert seen["sub/c.mp4"] == [[0, 4], [1, 5]]
-    assert seen["sub/d.mp4"] == [[0, 4], [2, 6], [4, 8], [6, 10], [7, 11.5]]  # frames are a second apart
+    assert seen["sub/d.mp4"] == [[0, 4], [2, 6], [4, 8], [6, 10], [7, 11.5]]  # frames are one second apart
     assert len(index) == 5
 
 
@@ -89,7 +89,7 @@ def test_frames_are_decoded_and_encoded_once(make_index, videos, monkeypatch):
     encode = embedding.Embedder.encode
     monkeypatch.setattr(embedding.Embedder, "encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
     index.update(videos / "b.mp4")
-    assert sum(encoded) == 14  # of one frame per second; six windows have 24
+    assert sum(encoded) == 14  # one frame per second; the six windows have 24 in total
 
 
 def test_scores_are_cosines(make_index, videos):
@@ -198,7 +198,7 @@ def test_hits_that_cannot_be_read_have_no_regions(make_index, videos, caplog):
 
 
 def test_each_query_has_its_own_snapshot(make_index, videos, monkeypatch):
-    """A snapshot of a long list of queries would keep an update from committing."""
+    """A single snapshot for a long list of queries would keep an update from committing."""
     index = make_index()
     index.update(videos / "a.mp4")
     taken, snapshot = [], Database.snapshot
@@ -210,7 +210,7 @@ def test_each_query_has_its_own_snapshot(make_index, videos, monkeypatch):
 # --- Following the files -------------------------------------------------------------------------------------
 
 
-def test_follows_changes_without_reading_the_rest(make_index, videos, originals, tmp_path, monkeypatch):
+def test_updates_follow_changes_without_reading_the_rest(make_index, videos, originals, tmp_path, monkeypatch):
     index = make_index()
     assert counts(index.update(videos)) == {"new": 5}
     read = []
@@ -268,7 +268,7 @@ def test_files_that_moved_can_be_kept(make_index, videos):
     assert index.paths() == sorted([*before, str(videos / "renamed.mp4")])
 
 
-def test_a_video_of_a_folder_may_leave_a_list(make_index, videos, tmp_path):
+def test_a_video_that_leaves_a_list_stays_if_its_folder_is_indexed(make_index, videos, tmp_path):
     (tmp_path / "l.txt").write_text(f"{videos}/a.mp4\n{videos}/b.mp4\n")
     index = make_index()
     assert counts(index.update(tmp_path / "l.txt")) == {"new": 2}
@@ -284,13 +284,13 @@ def test_missing_files_can_be_kept(make_index, videos):
     (videos / "a.mp4").unlink()
     assert counts(index.update(videos, remove_missing=False)) == {"unchanged": 4}
     assert len(index) == 5
-    assert counts(index.update([videos / "sub"])) == {"unchanged": 2}  # says nothing about other folders
+    assert counts(index.update([videos / "sub"])) == {"unchanged": 2}  # other folders are left alone
     assert len(index) == 5
     assert counts(index.update(videos)) == {"unchanged": 4, "removed": 1}
     shutil.rmtree(videos)
     videos.mkdir()
     with pytest.raises(ValueError, match="does not contain any videos"):
-        index.update(videos)  # such as a disk that is not mounted
+        index.update(videos)  # for example, because a disk is not mounted
     assert len(index) == 4
 
 
@@ -339,7 +339,7 @@ def test_remove(make_index, videos):
     assert counts(index.update(videos)) == {"new": 5}
 
 
-def test_holes_are_left_out_when_they_are_most_of_the_rows(make_index, videos):
+def test_rows_are_compacted_when_most_are_holes(make_index, videos):
     index = make_index()
     index.update(videos)
     assert index.search("a red")
@@ -360,7 +360,7 @@ def test_vectors_of_a_video_whose_rows_have_moved(make_index, videos):
     path = str(videos / "sub" / "c.mp4")
     expected = index.vectors(path).copy()
     assert len(expected) == 2
-    VideoIndex.open(index.directory).remove([videos / "b.mp4", videos / "sub" / "d.mp4"])  # in another process
+    VideoIndex.open(index.directory).remove([videos / "b.mp4", videos / "sub" / "d.mp4"])  # like another process
     assert np.array_equal(index.vectors(path), expected)
 
 
@@ -471,7 +471,7 @@ def test_create(make_index, model, tmp_path):
 
 
 def test_a_second_start_does_not_replace_the_index(make_index, videos, tmp_path, monkeypatch):
-    """The first one creates the index while the second one loads the model."""
+    """Another run creates the index while this one loads the model."""
     load = index_module.Embedder
 
     def load_slowly(*arguments):
@@ -485,10 +485,10 @@ def test_a_second_start_does_not_replace_the_index(make_index, videos, tmp_path,
     assert len(VideoIndex.open(tmp_path / "index")) == 1
 
 
-# --- Processes, and being killed -----------------------------------------------------------------------------
+# --- Processes and interruptions -----------------------------------------------------------------------------
 
 
-def test_processes_read_the_same(make_index, videos):
+def test_worker_processes_make_the_same_index(make_index, videos):
     (videos / "bad.mp4").write_bytes(b"\0" * 500)
     index, other = make_index(), make_index("other")
     assert counts(index.update(videos, num_workers=2)) == {"new": 5, "unreadable": 1}
@@ -518,7 +518,7 @@ def test_a_process_that_is_killed_while_it_sends(monkeypatch):
 
 
 def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:
-    """Updates an index, until so many steps of reading and writing have begun or ended."""
+    """Updates an index, and kills this process when `steps` reads and writes have begun or ended."""
     left = steps
 
     def count() -> None:
@@ -549,7 +549,7 @@ def killed_after(steps: int, index: VideoIndex, videos: Path) -> None:
     own.update(videos)
 
 
-def test_killed_at_any_moment(make_index, videos):
+def test_updates_can_be_killed_at_any_moment(make_index, videos):
     index = make_index()
     index.update(videos)
     killed, context = 0, multiprocessing.get_context("fork")
@@ -564,10 +564,10 @@ def test_killed_at_any_moment(make_index, videos):
         killed += process.exitcode == -signal.SIGKILL
         reader = VideoIndex.open(index.directory)
         reader._embedder = index.embedder
-        assert reader.search("a red", k=50)  # usable at any time
+        assert reader.search("a red", k=50)  # the index is usable at any time
         rows = sum(len(record.spans) for record in reader.database.records())
         lost = sum(stop - start for start, stop in reader.database.holes().tolist())
-        assert rows + lost == reader.database.about("rows")  # nothing twice, nothing lost
+        assert rows + lost == reader.database.about("rows")  # no row is stored twice or lost
     assert killed >= 10
     index.update(videos)
     anew = make_index("anew")
@@ -575,8 +575,8 @@ def test_killed_at_any_moment(make_index, videos):
     assert relative_answers(index) == relative_answers(anew)
 
 
-def test_an_index_from_a_stranger(make_index, videos):
-    """Damaged files are errors of one line."""
+def test_damaged_indexes_are_refused(make_index, videos):
+    """Damaged and incomplete files of an index are reported."""
     index = make_index()
     index.update(videos)
     for name, value in (

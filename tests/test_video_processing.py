@@ -1,4 +1,4 @@
-"""Decoding, sampling and transforms, each against a plain computation of the same thing."""
+"""Tests decoding, sampling and transforms, each against a simple reference computation."""
 
 import io
 import json
@@ -31,7 +31,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data beside the 
 
 
 def pictures(count, width=64, height=48):
-    """Frames with a moving square on a gradient, unlike each other."""
+    """Yields distinct frames: a moving square on a gradient."""
     rows, columns = np.mgrid[0:height, 0:width]
     for i in range(count):
         image = np.stack([columns * 2, rows * 3, (rows + columns + 5 * i) % 256], axis=-1).astype(np.uint8)
@@ -51,7 +51,7 @@ def write_video(
     times=lambda i: i,
     **size,
 ):
-    exact = {"fflags": "+bitexact"}  # Matroska numbers its files at random otherwise
+    exact = {"fflags": "+bitexact"}  # otherwise, Matroska files get random IDs
     with av.open(str(path), "w", container_options=exact | (container_options or {})) as container:
         stream = add_video_stream(container, codec, rate, options)
         for i, image in enumerate(pictures(count, **size)):
@@ -67,7 +67,7 @@ def write_video(
 
 
 def decode_all(path):
-    """Every frame, by decoding the file from its start to its end."""
+    """Returns the rotation and the pixels of every frame, decoding the file from start to end."""
     with av.open(str(path)) as container:
         return [(frame.rotation, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
@@ -125,8 +125,8 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_frames_are_those_of_decoding_the_whole_file(folder, name, kept, monkeypatch):
-    """From packets held in memory, and from those that are sought in the file."""
+def test_frames_match_a_full_decode(folder, name, kept, monkeypatch):
+    """Clips equal the frames of a full decode, whether packets are kept in memory or sought in the file."""
     if not kept:
         monkeypatch.setattr(module, "_MAX_KEPT", 0)
     arguments = ENCODINGS[name]
@@ -224,7 +224,7 @@ def test_frames_before_the_damage_are_read():
 
 
 @needs_data
-def test_turned_videos_are_set_upright():
+def test_rotated_videos_are_set_upright():
     upright = read(DATA / "odd_videos" / "video_0.mov", 0)[0][0]
     turned = read(DATA / "odd_videos" / "video_90.mov", 0)[0][0]
     assert upright.shape == (320, 568, 3)
@@ -249,8 +249,8 @@ def test_the_first_of_several_video_streams(folder):
     np.testing.assert_array_equal(clip, [frames[3], frames[15]])
 
 
-def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
-    """Of a group of pictures with two B-frames between others, those alone that are wanted."""
+def test_frames_that_no_other_frame_needs_are_skipped(folder, monkeypatch):
+    """Of all B-frames, only the requested one is decoded."""
     options = {"g": "30", "bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}
     path = write_video(folder / "b_frames.mp4", count=60, options=options)
     with av.open(str(path)) as container:
@@ -267,7 +267,7 @@ def test_frames_that_no_other_needs_are_left_out(folder, monkeypatch):
     read(path, wanted)
     assert decoded.count("B") == 1
     assert decoded.count("P") <= wanted // 3 + 1
-    # The frame that is shown last is decoded before those that precede it.
+    # The next P-frame is shown after the B-frame but decoded before it.
     monkeypatch.delattr(module, "_decode_all")
     following = next(index for index in range(wanted, 60) if kinds[index] == "P")
     assert len(read(path, wanted, following)[0]) == 2
@@ -288,8 +288,8 @@ def test_only_the_needed_part_is_decoded(folder, monkeypatch):
     assert len(decoded) == 9 + 5 + 10
 
 
-def test_wrong_seeking_is_noticed(video, monkeypatch):
-    """Whatever a container makes of a seek, the frames are right or the whole file is decoded."""
+def test_wrong_seeks_are_noticed(video, monkeypatch):
+    """Wherever a seek lands, the frames are correct, if necessary by decoding the whole file."""
     frames = [frame for _, frame in decode_all(video)]
     whole = []
     decode_whole = module._decode_all
@@ -305,11 +305,11 @@ def test_wrong_seeking_is_noticed(video, monkeypatch):
             ),
         )
         np.testing.assert_array_equal(read(video, 25)[0][0], frames[25])
-    assert len(whole) == 2  # to count and to decode; too late is noticed, too early does no harm
+    assert len(whole) == 2  # to count and to decode after the late seek; the early one does no harm
 
 
 def test_packets_that_show_nothing_are_not_counted(folder):
-    """VP8 has frames for reference only. Here an ordinary frame is made one."""
+    """VP8 has reference frames that are never shown. This test turns an ordinary frame into one."""
     source = write_video(folder / "shown.webm", codec="libvpx", options={"auto-alt-ref": "0"})
     path = folder / "hidden.webm"
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
@@ -331,8 +331,8 @@ def test_packets_that_show_nothing_are_not_counted(folder):
 
 
 @pytest.mark.parametrize("name", ["h264_open_gop.mp4", "hevc_open_gop.mp4"])
-def test_streams_cut_open(folder, name):
-    """The first packet is a key frame, but frames shown before it need what is cut off."""
+def test_streams_cut_at_an_open_gop(folder, name):
+    """The first packet is a key frame, but frames shown before it refer to packets that were cut off."""
     if ENCODINGS[name].get("codec", "libx264") not in av.codecs_available:
         pytest.skip("this FFmpeg lacks the encoder")
     source = write_video(folder / f"uncut_{name}", **ENCODINGS[name])
@@ -354,7 +354,7 @@ def test_streams_cut_open(folder, name):
 
 
 def test_the_number_of_frames_is_corrected(video, monkeypatch):
-    """Where decoding contradicts the packets, frames are chosen anew."""
+    """If decoding contradicts the packets, frames are selected again."""
     decode_whole = module._decode_all
 
     def contradict(*args):
@@ -376,10 +376,10 @@ def test_frames_that_do_not_exist_are_refused(video, wrong):
 
 
 def identifies_frames(times: list[int], is_key: list[bool]) -> bool:
-    """Whether each time stamp tells a frame: the packets are looked at one after another."""
+    """Returns whether every timestamp identifies one frame, looking at the packets one by one."""
     if not is_key[0] or min(times) < times[0] or len(set(times)) < len(times):
         return False
-    key, latest, is_past = times[0], times[0], False  # is_past: a frame after the key frame has come
+    key, latest, is_past = times[0], times[0], False  # is_past: a frame after the key frame was seen
     for time, starts in zip(times[1:], is_key[1:]):
         if starts:
             if time < latest:
@@ -446,7 +446,7 @@ def test_metadata_of_a_decoded_video(video):
 
 
 def test_times_of_all_frames(video):
-    """Including the last ones, which the decoder holds back until the end of the stream."""
+    """The timestamps include the last frames, which the decoder holds back until the end of the stream."""
     times = [at for _, at in module.iterate_frames(video)]
     np.testing.assert_allclose(times, np.arange(40) / 25)
 
@@ -480,7 +480,7 @@ def set_upright(frame, stored):
 @pytest.mark.parametrize("columns", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_orientations_of_display_matrices(columns, signs):
-    """Every pixel goes where the matrix sends it, (p, q) to (a p + c q, b p + d q) for column p and row q."""
+    """The matrix moves the pixel in column p and row q to (a p + c q, b p + d q)."""
     a_b, c_d = np.zeros(2, int), np.zeros(2, int)
     a_b[columns[0]], c_d[columns[1]] = signs
     matrix = np.int32([a_b[0], a_b[1], 0, c_d[0], c_d[1], 0, 0, 0, 1]) * 65536
@@ -505,7 +505,7 @@ def test_orientation_of_a_video_with_unknown_side_data(turns):
     np.testing.assert_array_equal(set_upright(Frame(), stored), np.rot90(stored, turns))
 
 
-def test_matrices_that_turn_nothing_upright():
+def test_matrices_other_than_quarter_turns_and_flips_are_ignored():
     for a, b, c, d in ((1, 8192, 0, 1), (1, 1, -1, 1), (0, 0, 0, 0)):
         matrix = np.int32([a, b, 0, c, d, 0, 0, 0, 1]) * 65536
         frame = SimpleNamespace(side_data={"DISPLAYMATRIX": matrix.tobytes()})
@@ -517,8 +517,8 @@ def test_matrices_that_turn_nothing_upright():
     [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)],
     ids=["709", "601", "2020"],
 )
-def test_colour_matrices(folder, colorspace, red, blue):
-    """A colour as the formulas of the standards encode it (limited range, BT.709, 601 and 2020) comes back."""
+def test_color_matrices(folder, colorspace, red, blue):
+    """A color encoded by the formulas of BT.709, 601 or 2020 (limited range) is decoded to the same color."""
     color = np.array([200, 60, 30])
     luma = np.dot([red, 1 - red - blue, blue], color)
     values = (
@@ -540,7 +540,7 @@ def test_colour_matrices(folder, colorspace, red, blue):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_parts_are_put_over_black(folder, processor, mode):
+def test_transparent_pixels_are_blended_with_black(folder, processor, mode):
     rgba = np.full((20, 30, 4), 200, np.uint8)
     rgba[:, :10, 3], rgba[:, 10:20, 3], rgba[:, 20:, 3] = 0, 128, 255
     image = Image.fromarray(rgba)
@@ -562,7 +562,7 @@ def test_transparent_parts_are_put_over_black(folder, processor, mode):
 
 
 def test_full_and_limited_range(folder):
-    """White is white, however the file counts."""
+    """White stays white in full and in limited range."""
     for pix_fmt, white in (("yuv420p", 235), ("yuvj420p", 255)):
         frame = av.VideoFrame(64, 48, pix_fmt)
         for plane, value in zip(frame.planes, (white, 128, 128)):
@@ -601,7 +601,7 @@ def test_huge_frames_are_refused(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as on Linux")
 def test_huge_frames_take_no_memory(folder):
-    """Not even to find out what is in the file."""
+    """Refusing a file with huge frames never allocates one, not even to probe the file."""
     Image.new("L", (16000, 16000)).save(folder / "gigantic.png")
     script = (
         "import re, sys\n"
@@ -616,7 +616,7 @@ def test_huge_frames_take_no_memory(folder):
 
 
 def remux(source: Path, target: Path, change, **options) -> Path:
-    """The packets of a video as `change(number, packet)` gives them."""
+    """Copies a video to `target`, passing each packet through `change(number, packet)`."""
     with av.open(str(source)) as container, av.open(str(target), "w", **options) as output:
         stream = output.add_stream_from_template(container.streams.video[0])
         for number, packet in enumerate(container.demux(video=0)):
@@ -648,8 +648,8 @@ def check_every_frame(path: Path):
         ("avi", "msvideo1", "rgb555le"),
     ],
 )
-def test_what_is_called_a_key_frame_need_not_be_one(folder, extension, codec, pix_fmt):
-    """Some decoders start anywhere without an error, on a gray or black picture."""
+def test_wrong_key_frame_flags_do_no_harm(folder, extension, codec, pix_fmt):
+    """Some decoders start at any packet without an error and return a gray or black picture."""
     source = write_video(
         folder / f"keys_{codec}.{extension}", 20, codec, {"g": "10"}, pix_fmt=pix_fmt, width=160, height=120
     )
@@ -662,8 +662,8 @@ def test_what_is_called_a_key_frame_need_not_be_one(folder, extension, codec, pi
 
 
 @pytest.mark.parametrize("extension", ["avi", "mp4"])
-def test_packets_of_mpeg4_that_show_nothing_are_not_counted(folder, extension):
-    """As XviD writes where nothing moves: `vop_coded` is 0 (ISO/IEC 14496-2, 6.2.5)."""
+def test_mpeg4_packets_that_show_nothing_are_not_counted(folder, extension):
+    """XviD writes such packets, with `vop_coded` 0, where nothing moves (ISO/IEC 14496-2, 6.2.5)."""
     source = write_video(folder / f"coded.{extension}", codec="mpeg4", options={"g": "10"})
 
     def leave_uncoded(number, packet):
@@ -687,7 +687,7 @@ def test_packets_of_mpeg4_that_show_nothing_are_not_counted(folder, extension):
 
 @pytest.mark.parametrize("codec", ["libsvtav1", "libvpx-vp9", "libx264"])
 def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
-    """Where nothing moves a frame takes a few bytes: which is not a reason to decode all of them."""
+    """Frames without motion take only a few bytes, which is not a reason to decode the whole file."""
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot encode with {codec}")
     path = folder / f"still_{codec}.mkv"
@@ -704,7 +704,7 @@ def test_small_packets_of_other_codecs_show_frames(folder, codec, monkeypatch):
 
 
 def test_zeroed_packets_are_not_skipped(folder):
-    """They look like frames that no other frame refers to. The frames that do refer to them must not be made up."""
+    """Zeroed packets look like frames that no other frame needs; the frames that need them must not be made up."""
     path = write_video(folder / "zeroed.mp4", count=25, **ENCODINGS["h264_pyramid.mp4"])
     frames = [frame for _, frame in decode_all(path)]
     with av.open(str(path)) as container:
@@ -712,7 +712,7 @@ def test_zeroed_packets_are_not_skipped(folder):
     data = path.read_bytes()
     read_frames = 0
     for packet in packets[1:]:
-        at = data.index(packet) + 4  # after the length
+        at = data.index(packet) + 4  # after the length of the packet
         zeroed = data[:at] + bytes(len(packet) - 4) + data[at + len(packet) - 4 :]
         for index in range(0, 25, 3):
             try:
@@ -724,8 +724,8 @@ def test_zeroed_packets_are_not_skipped(folder):
     assert read_frames > 50
 
 
-def test_time_that_begins_anew(folder):
-    """Two recordings in one file, whose times overlap."""
+def test_timestamps_that_start_over(folder):
+    """The file joins two recordings whose timestamps overlap."""
     options = {"g": "10", "bf": "2", "x264-params": "scenecut=0"}
     first = write_video(folder / "first.ts", options=options)
 
@@ -735,7 +735,7 @@ def test_time_that_begins_anew(folder):
 
     second = remux(first, folder / "second.ts", later, container_options={"avoid_negative_ts": "disabled"})
     path = folder / "both.ts"
-    # The counters of packets continue, so that nothing else tells where the second one begins.
+    # The packet counters continue, so that nothing but the timestamps shows where the second recording begins.
     data = bytearray(second.read_bytes())
     last: dict[int, int] = {}
     whole = first.read_bytes()
@@ -751,7 +751,7 @@ def test_time_that_begins_anew(folder):
     check_every_frame(path)
 
 
-def test_names_are_no_patterns(folder):
+def test_file_names_are_not_patterns(folder):
     for number in range(3):
         Image.new("RGB", (32, 32), (0, 0, 50 * number)).save(folder / f"picture{number}.png")
     Image.new("RGB", (32, 32), (200, 0, 0)).save(folder / "picture%d.png")
@@ -760,7 +760,7 @@ def test_names_are_no_patterns(folder):
     assert clip[0, 0, 0].tolist() == [200, 0, 0]
 
 
-def test_a_few_bytes_that_stand_for_very_many_frames(folder, monkeypatch):
+def test_reading_has_a_time_limit(folder, monkeypatch):
     path = write_video(folder / "long.gif", codec="gif")
     monkeypatch.setattr(module, "_SECONDS", 0)
     with pytest.raises(VideoDecodeError, match=r"long.gif: reading it takes more than 0 seconds"):
@@ -768,7 +768,7 @@ def test_a_few_bytes_that_stand_for_very_many_frames(folder, monkeypatch):
 
 
 def test_frames_of_changing_size(folder):
-    """The two halves of a raw H.264 stream have different sizes; frames come out in that of the first."""
+    """The two halves of a raw H.264 stream have different sizes; all frames are returned in the size of the first."""
     data = b"".join(
         write_video(folder / f"{width}.h264", count=10, options={"bf": "0"}, width=width).read_bytes()
         for width in (64, 128)
@@ -784,8 +784,8 @@ def test_names_that_look_like_protocols(folder, monkeypatch, video):
         assert read(name, 1)[1].total_num_frames == 40
 
 
-def test_files_that_are_lists_of_others(folder, video):
-    """Playlists would make FFmpeg open what they name."""
+def test_playlists_are_refused(folder, video):
+    """Playlists, whose entries FFmpeg would open, and other text files are refused."""
     segment = folder / "segment.ts"
     write_video(segment)
     lists = {
@@ -801,7 +801,7 @@ def test_files_that_are_lists_of_others(folder, video):
                 read(source, 0)
 
 
-def test_cover_pictures_are_no_video(folder):
+def test_cover_pictures_are_not_videos(folder):
     path = folder / "song.mp3"
     if "libmp3lame" not in av.codecs_available:
         pytest.skip("this FFmpeg cannot encode MP3")
@@ -822,7 +822,7 @@ def test_cover_pictures_are_no_video(folder):
         read(path, 0)
 
 
-def test_what_is_not_a_video_file(processor, tmp_path):
+def test_files_that_are_not_videos(processor, tmp_path):
     (tmp_path / "page.mp4").write_text("<!DOCTYPE html>\n<title>404</title>" + "." * 5000)
     with pytest.raises(VideoDecodeError, match=r"page.mp4: text, not a video or picture: it begins with '<!DOCTYPE"):
         processor(tmp_path / "page.mp4")
@@ -881,22 +881,22 @@ def test_forms_of_images(processor):
 
 
 @pytest.mark.parametrize(("videos", "form"), [(3, "int"), ([None], "NoneType"), (np.zeros(3), "1 dimensions")])
-def test_other_things_are_refused(processor, videos, form):
+def test_inputs_of_other_types_are_refused(processor, videos, form):
     with pytest.raises(TypeError, match=form):
         processor(videos)
 
 
-def test_nothing_is_refused(processor):
+def test_an_empty_list_is_refused(processor):
     with pytest.raises(ValueError, match="No videos"):
         processor([])
 
 
-def test_frames_of_a_clip_have_one_size(processor):
+def test_frames_of_a_clip_must_have_one_size(processor):
     with pytest.raises(ValueError, match=r"the same size; got \[\(20, 20\), \(20, 30\)\]"):
         processor([Image.new("RGB", (20, 20)), Image.new("RGB", (30, 20))])
 
 
-def test_clips_of_different_lengths_make_no_batch(processor):
+def test_clips_of_different_lengths_cannot_be_batched(processor):
     clips = [np.zeros((3, 40, 40, 3), np.uint8), np.zeros((5, 40, 40, 3), np.uint8)]
     with pytest.raises(ValueError, match="num_frames"):
         processor(clips, do_sample_frames=False, return_tensors="pt")
@@ -919,7 +919,7 @@ def test_decode(processor, video):
 
 
 def test_decode_of_frames_that_are_files(processor, tmp_path):
-    """As a list within the list of videos, which is what a row of a data set has."""
+    """A list of image files is one clip, as in a row of a dataset."""
     for number, image in enumerate(pictures(3)):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
@@ -967,7 +967,7 @@ def test_key_frames_of_segments(folder):
 
 
 def test_random_frames_of_segments():
-    """11 frames in 4 segments of 2, 3, 3 and 3: every frame of each, the last ones included, equally often."""
+    """In segments of 2, 3, 3 and 3 frames, every frame is drawn equally often, including the last."""
     generator = torch.Generator().manual_seed(0)
     draws = np.stack([sample(11, num_frames=4, training=True, generator=generator) for _ in range(3000)])
     for column, segment in zip(draws.T, [(0, 1), (2, 3, 4), (5, 6, 7), (8, 9, 10)]):
@@ -999,10 +999,10 @@ def test_short_clips(processor, folder):
     assert "short.mp4: " in str(error.value)
 
 
-def test_frames_a_second(processor, video):
+def test_frames_per_second(processor, video):
     assert sample(100, fps=5).tolist() == [(5 * i + 5 * (i + 1) - 1) // 2 for i in range(20)]
     assert sample(3, fps=1).tolist() == [1]
-    output = processor(video, fps=5, return_metadata=True, return_tensors="pt")  # of 1.6 seconds
+    output = processor(video, fps=5, return_metadata=True, return_tensors="pt")  # the video lasts 1.6 seconds
     assert output["pixel_values_videos"].shape[1] == 8
     slow = RegionLearnerVideoProcessor(fps=5)
     assert slow.num_frames is None
@@ -1043,7 +1043,7 @@ def test_without_sampling(processor, video):
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("size", [(300, 455), (455, 300), (256, 342), (100, 120), (224, 224)])
-def test_evaluation_transform_is_that_of_the_original(size, antialias):
+def test_evaluation_transform_matches_the_reference_implementation(size, antialias):
     clip = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     original = transforms.Compose(
         [
@@ -1056,7 +1056,7 @@ def test_evaluation_transform_is_that_of_the_original(size, antialias):
     processor = RegionLearnerVideoProcessor(num_frames=2, antialias=antialias)
     output = processor(clip, return_tensors="pt")["pixel_values_videos"]
     assert output.shape == (1, 2, 3, 224, 224)
-    rounding = 2 / 255 / 0.224 if antialias else 1e-5  # of each of two resizings: a level at most, half of one mostly
+    rounding = 2 / 255 / 0.224 if antialias else 1e-5  # each of two resizings is off by at most one level
     torch.testing.assert_close(output[0], original(clip / 255), atol=rounding, rtol=0)
     in_float = processor(clip / 255, return_tensors="pt")["pixel_values_videos"]
     torch.testing.assert_close(in_float[0], original(clip / 255), atol=1e-5, rtol=0)
@@ -1064,7 +1064,7 @@ def test_evaluation_transform_is_that_of_the_original(size, antialias):
 
 @pytest.mark.parametrize(("width", "height"), [(320, 180), (180, 320), (202, 150), (400, 90)])
 def test_frames_of_large_videos_are_scaled_while_they_are_decoded(folder, width, height):
-    """As after decoding them, but for rounding, and to the very same size, so that nothing is resized twice."""
+    """Frames equal those resized after decoding, up to rounding, and have the same size: nothing is resized twice."""
     path = write_video(folder / f"{width}x{height}.mp4", count=4, width=width, height=height, pix_fmt="yuv444p")
     processor = RegionLearnerVideoProcessor.for_image_size(32)
     scaled, metadata = processor.fetch_videos(path, scale=processor.scale_while_decoding({}))
@@ -1102,7 +1102,7 @@ def test_training_scales_while_decoding_no_further_than_crops_allow(folder, monk
 
 
 def training_clip(processor, **kwargs):
-    """Frames that hold their own coordinates, so that a crop can be read off."""
+    """Returns a training clip whose pixels hold their own coordinates, which show how it was cropped."""
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 120), torch.linspace(0, 1, 160), indexing="ij")
     clip = torch.stack([rows, columns, torch.zeros_like(rows)]).expand(4, 3, 120, 160)
     return processor(clip, training=True, do_rescale=False, do_normalize=False, return_tensors="pt", **kwargs)[
@@ -1116,10 +1116,10 @@ def test_training_transform(processor):
     for _ in range(120):
         output = training_clip(processor, generator=generator)
         assert output.shape == (4, 3, 32, 32)
-        assert (output == output[:1]).all()  # the same for all frames
+        assert (output == output[:1]).all()  # the crop is the same for all frames
         rows, columns = output[0, 0], output[0, 1]
         flips += bool(columns[0, 0] > columns[0, -1])
-        height = (rows[-1, 0] - rows[0, 0]).item() * 32 / 31  # centers of the outer pixels to their edges
+        height = (rows[-1, 0] - rows[0, 0]).item() * 32 / 31  # from the centers of the outer pixels to their edges
         width = (columns[0, -1] - columns[0, 0]).abs().item() * 32 / 31
         shares.append(height * width)
         assert 0.72 < width * 160 / (height * 120) < 1.4
@@ -1134,7 +1134,7 @@ def test_training_transform(processor):
             assert bool(columns[0, 0] > columns[0, -1]) is mirrored
 
 
-def test_random_crops_are_distributed_as_those_of_torchvision(processor):
+def test_random_crops_are_distributed_like_those_of_torchvision(processor):
     image = torch.zeros(1, 90, 160)
     generator = torch.Generator().manual_seed(0)
     ours = torch.tensor([processor.random_crop(image, (0.5, 1.0), generator).shape[1:] for _ in range(3000)])
@@ -1159,7 +1159,7 @@ def test_training_follows_the_generator(processor, video):
     assert not torch.equal(output(1)["pixel_values_videos"], output(2)["pixel_values_videos"])
 
 
-def test_colours_stay_where_conversion_is_off(processor):
+def test_rgb_conversion_is_optional(processor):
     clip = np.zeros((4, 40, 40, 1), np.uint8)
     output = processor(clip, do_convert_rgb=False, image_mean=0.0, image_std=1.0, return_tensors="pt")
     assert output["pixel_values_videos"].shape == (1, 4, 1, 32, 32)
@@ -1179,7 +1179,7 @@ def test_without_resizing(processor):
 
 @pytest.mark.parametrize("options", [{"size": {"shortest_edge": 20}}, {"do_resize": False, "crop_size": 60}])
 def test_frames_smaller_than_the_crop_are_refused(processor, options):
-    """Instead of getting black borders."""
+    """Frames smaller than the crop are an error; they do not get black borders."""
     with pytest.raises(ValueError, match=r"smaller than crop_size, .*: give a larger size or a smaller crop_size"):
         processor(np.full((4, 40, 50, 3), 255, np.uint8), **options)
 
@@ -1230,7 +1230,7 @@ def test_saving_and_loading(tmp_path, kwargs):
         assert getattr(loaded, name) == getattr(processor, name), name
 
 
-def test_processors_go_to_other_processes(processor):
+def test_processors_can_be_pickled(processor):
     assert pickle.loads(pickle.dumps(processor)).to_dict() == processor.to_dict()
 
 
@@ -1258,11 +1258,11 @@ def test_misspelled_options_are_refused(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="did you mean 'crop_scale'"):
         RegionLearnerVideoProcessor.from_pretrained(tmp_path, crop_scal=(0.8, 1.0))
-    assert RegionLearnerVideoProcessor(image_processor_type="CLIPImageProcessor").num_frames == 4  # of a saved file
+    assert RegionLearnerVideoProcessor(image_processor_type="CLIPImageProcessor").num_frames == 4  # from saved files
 
 
 def test_without_av_or_torchvision(tmp_path):
-    """The file and its siblings are alone, as in a checkpoint; missing packages are named when they are needed."""
+    """The source files, alone as in a checkpoint, name a missing package when it is needed."""
     (tmp_path / "alone").mkdir()
     for name in ("configuration", "video_decoding", "video_processing"):
         shutil.copy(Path(module.__file__).with_name(f"{name}_region_learner.py"), tmp_path / "alone")

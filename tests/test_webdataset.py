@@ -1,4 +1,4 @@
-"""WebDataset shards against a naive reading with `tarfile`, shared out and resumed, damaged and hostile."""
+"""Tests of WebDataset shards: compared with `tarfile`, split among processes, resumed, damaged, and hostile."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from region_learner.corpora import CorpusError, list_corpora, load_corpus, tar, webdataset
 from region_learner.corpora.webdataset import is_reference, read_member
 
-SAMPLES = 9  # a shard
+SAMPLES = 9  # per shard
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +27,12 @@ def _warn_again():
 
 
 def video_of(key):
-    """Stands for a video: nothing here is decoded."""
+    """Returns bytes that stand for a video; nothing here is decoded."""
     return f"video {key} ".encode() * (1 + sum(key.encode()) % 97)
 
 
 def write_shard(path, members, **options):
-    """A tar file of (name, payload) or `TarInfo`s."""
+    """Writes a tar file of (name, payload) pairs or `TarInfo`s, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as tar:
         for member in members:
@@ -63,7 +63,7 @@ def corpus(tmp_path_factory):
 
 
 def read_naively(directory):
-    """All samples of a directory, by `tarfile` and by reading everything: key -> {extension: payload}."""
+    """Reads all samples of a directory with `tarfile`, and returns key -> {extension: payload}."""
     samples = {}
     for path in sorted(directory.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -77,10 +77,10 @@ def ids(rows):
     return [row["video_id"] for row in rows]
 
 
-# --- What rows hold ------------------------------------------------------------------------------------------
+# --- Rows ----------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_what_a_naive_reading_finds(corpus):
+def test_rows_match_a_naive_reading(corpus):
     expected = [
         {"video": parts["mp4"], "video_id": key, "captions": [parts["txt"].decode()]}
         for key, parts in read_naively(corpus).items()
@@ -168,8 +168,8 @@ def test_sizes_in_pax_and_in_binary(tmp_path):
     ]
 
 
-def test_appended_archives_are_read_whole(tmp_path):
-    """`cat a.tar b.tar > ab.tar`: `tarfile` stops at the first end mark."""
+def test_concatenated_archives_are_read_to_the_end(tmp_path):
+    """The result of `cat a.tar b.tar > ab.tar` is read to the end; `tarfile` stops at the first end mark."""
     parts = [write_shard(tmp_path / "parts" / f"{key}.tar", sample(key)).read_bytes() for key in "ab"]
     (tmp_path / "0.tar").write_bytes(b"".join(parts))
     assert ids(load_corpus("webdataset", tmp_path, streaming=True, shards="0.tar")) == ["a", "b"]
@@ -260,17 +260,17 @@ def test_bad_options(corpus, tmp_path):
         load_corpus("webdataset", corpus, shard="x")
 
 
-def test_two_rows_of_one_id(tmp_path):
+def test_two_rows_with_the_same_id(tmp_path):
     for name in ("0", "1"):
         write_shard(tmp_path / f"{name}.tar", sample("same"))
     with pytest.raises(CorpusError, match=r"two samples, in .*0.tar and .*1.tar, have the id 'same'"):
         load_corpus("webdataset", tmp_path)
 
 
-# --- Sharing out, shuffling, resuming ------------------------------------------------------------------------
+# --- Splitting among processes, shuffling, resuming ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("shards", [3, 4, 5])  # split by shards where they divide by 2, else by samples
+@pytest.mark.parametrize("shards", [3, 4, 5])  # split by shards if divisible by 2, otherwise by samples
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_nodes_and_workers_cover_everything_once(tmp_path, shards, shuffled):
     stream = load_corpus("webdataset", write_corpus(tmp_path, shards), streaming=True, lazy=True)
@@ -298,7 +298,7 @@ def test_shuffling_depends_on_seed_and_epoch(corpus):
 
 
 @pytest.mark.parametrize("buffer_size", [0, 7])
-def test_skipping_goes_on_as_if_uninterrupted(corpus, buffer_size):
+def test_skipping_continues_as_if_uninterrupted(corpus, buffer_size):
     def stream():
         rows = load_corpus("webdataset", corpus, streaming=True, lazy=True)
         rows = rows.shuffle(seed=5, buffer_size=buffer_size) if buffer_size else rows
@@ -310,7 +310,7 @@ def test_skipping_goes_on_as_if_uninterrupted(corpus, buffer_size):
         assert list(itertools.islice(stream(), skipped, None)) == uninterrupted[skipped:]
 
 
-def test_state_of_a_stream_can_be_kept(corpus):
+def test_the_state_of_a_stream_can_be_restored(corpus):
     stream = load_corpus("webdataset", corpus, streaming=True, lazy=True)
     rows = iter(stream)
     first = list(itertools.islice(rows, SAMPLES + 3))
@@ -320,12 +320,12 @@ def test_state_of_a_stream_can_be_kept(corpus):
     assert first + list(again) == list(load_corpus("webdataset", corpus, streaming=True, lazy=True))
 
 
-def test_streams_travel_to_other_processes(corpus):
+def test_streams_can_be_pickled(corpus):
     stream = load_corpus("webdataset", corpus, streaming=True, lazy=True)
     assert list(pickle.loads(pickle.dumps(stream))) == list(stream)
 
 
-def test_too_few_shards_are_said(corpus, caplog, monkeypatch):
+def test_too_few_shards_are_reported(corpus, caplog, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     with caplog.at_level(logging.WARNING):
         load_corpus("webdataset", corpus, streaming=True)
@@ -339,7 +339,7 @@ def test_too_few_shards_are_said(corpus, caplog, monkeypatch):
         assert not caplog.records
 
 
-def test_too_few_shards_for_the_workers_are_said(caplog, monkeypatch):
+def test_too_few_shards_for_the_workers_are_reported(caplog, monkeypatch):
     class Info:
         id, num_workers = 0, 3
 
@@ -347,7 +347,7 @@ def test_too_few_shards_for_the_workers_are_said(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         webdataset._check_workers(3)
         monkeypatch.setenv("WORLD_SIZE", "4")
-        webdataset._check_workers(3)  # every process reads all
+        webdataset._check_workers(3)  # every process reads all shards
         assert not caplog.records
         monkeypatch.setenv("WORLD_SIZE", "2")
         webdataset._check_workers(5)
@@ -356,7 +356,7 @@ def test_too_few_shards_for_the_workers_are_said(caplog, monkeypatch):
     assert "5 shards for 6 loader processes" in record.message
 
 
-# --- What is left out ----------------------------------------------------------------------------------------
+# --- Left-out samples ----------------------------------------------------------------------------------------
 
 
 def test_samples_without_video_or_caption_are_counted(tmp_path, caplog):
@@ -438,7 +438,7 @@ def damage_header(content, at):
 
 
 def damage_size(content, at):
-    """A header that is right but for a size far beyond the file."""
+    """Returns content whose header is valid except for a size far beyond the end of the file."""
     header = bytearray(content[at : at + 512])
     header[124:136] = b"77777777777\0"
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 256)
@@ -456,7 +456,7 @@ def damage_size(content, at):
     ],
 )
 def test_damaged_shards(tmp_path, caplog, damage, at_payload, message):
-    """From the third sample's video on nothing can be read."""
+    """Nothing can be read from the third sample's video on."""
     path = write_shard(tmp_path / "0.tar", [part for key in "abcd" for part in sample(key)])
     with tarfile.open(path) as tar:
         at = tar.getmember("c.mp4").offset_data + at_payload
@@ -468,14 +468,14 @@ def test_damaged_shards(tmp_path, caplog, damage, at_payload, message):
     with pytest.raises(CorpusError, match=message):
         list(load_corpus("webdataset", tmp_path, streaming=True))
     with caplog.at_level(logging.WARNING):
-        # Not "b" either: what follows its caption may have been of it, too.
+        # "b" is also left out: what follows its caption may have belonged to it.
         assert ids(load_corpus("webdataset", tmp_path, damaged="skip")) == ["a", "e"]
     (record,) = caplog.records
     assert "the rest of the shard left out after 1 sample (" in record.message
 
 
 def write_sparse_shard(path: Path, size: int):
-    """A shard of which little is on the disk: its second video is a hole of `size` bytes."""
+    """Writes a shard that takes little space on disk: its second video is a hole of `size` bytes."""
     write_shard(path, sample("a"))
     whole = path.read_bytes().rstrip(b"\0")
     header = tarfile.TarInfo("b.mp4")
@@ -490,7 +490,7 @@ def write_sparse_shard(path: Path, size: int):
 
 
 def test_videos_that_are_too_large(tmp_path, caplog):
-    """8 GiB of a shard that takes a few KiB on the disk are not read into memory."""
+    """A video of 8 GiB, in a shard that takes a few KiB on disk, is not read into memory."""
     write_sparse_shard(tmp_path / "0.tar", 2**33)
     message = r"0.tar: member 'b.mp4' has 8589934592 bytes, but a video in a shard may have at most 2147483648"
     with pytest.raises(CorpusError, match=message):
@@ -504,7 +504,7 @@ def test_videos_that_are_too_large(tmp_path, caplog):
         read_member({"path": str(tmp_path / "0.tar"), "offset": 2048, "size": 2**33})
 
 
-def test_no_tar_file(tmp_path):
+def test_files_that_are_not_a_tar_file(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(CorpusError, match=r"0.tar is not a tar file: no header at byte 0"):
         load_corpus("webdataset", tmp_path)

@@ -1,4 +1,4 @@
-"""Words against regions: similarities, their loss, masks and padding, against literal readings."""
+"""Tests of the similarity of words and regions, its loss, masks and padding, against literal implementations."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,7 +25,7 @@ QUERIES = {"region_form": "queries", "codebook_size": 0, "num_regions": 5, "inte
 
 
 def literal_similarity(words, word_weights, tokens, token_weights) -> torch.Tensor:
-    """Loops over pairs, words and tokens, and leaves out those of weight 0."""
+    """Computes the similarity with loops over pairs, words and tokens, ignoring those with weight 0."""
     rows = []
     for text, of_text in zip(words, word_weights):
         row = []
@@ -40,7 +40,7 @@ def literal_similarity(words, word_weights, tokens, token_weights) -> torch.Tens
 
 
 def some_tokens(batch: int, length: int, absent: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random unit vectors and weights; the last `absent` ones of the first row have weight 0."""
+    """Returns random unit vectors and weights; the last `absent` ones of the first row have weight 0."""
     generator = torch.Generator().manual_seed(seed)
     embeds = torch.randn(batch, length, 6, generator=generator, dtype=torch.float64)
     weights = torch.rand(batch, length, generator=generator, dtype=torch.float64)
@@ -49,14 +49,14 @@ def some_tokens(batch: int, length: int, absent: int, seed: int) -> tuple[torch.
     return F.normalize(embeds, dim=-1), weights / weights.sum(1, keepdim=True)
 
 
-def test_similarity_equals_a_literal_reading():
+def test_similarity_equals_a_literal_implementation():
     words, tokens = some_tokens(3, 5, 2, seed=0), some_tokens(4, 7, 3, seed=1)
     ours = word_region_similarity(*words, *tokens)
     assert ours.shape == (3, 4)
     torch.testing.assert_close(ours, literal_similarity(*words, *tokens))
 
 
-def test_gradients_equal_those_of_a_literal_reading():
+def test_gradients_equal_those_of_a_literal_implementation():
     found = []
     for similarity in (word_region_similarity, literal_similarity):
         inputs = [x.requires_grad_() for x in (*some_tokens(3, 5, 2, seed=0), *some_tokens(4, 7, 3, seed=1))]
@@ -92,13 +92,13 @@ def test_outputs(options):
         outputs.video_token_weights,
     )
     torch.testing.assert_close(outputs.token_logits_per_text, expected / 0.2)
-    # Tokens are the last states of the video tower, after those of CLS.
+    # Tokens are the last states of the video tower that follow those of CLS.
     states = model.video_tokens.norm(outputs.video_model_output.last_hidden_state[:, -n:])
     torch.testing.assert_close(outputs.video_token_embeds, F.normalize(model.video_tokens.embed(states), dim=-1))
 
 
 def literal_phrases(module, words: torch.Tensor) -> torch.Tensor:
-    """The convolution one word and one tap at a time, for `words` (L, width) without padding."""
+    """Computes the convolution one word and one tap at a time, for `words` (L, width) without padding."""
     weight, bias, reach = module.conv.weight, module.conv.bias, module.conv.kernel_size[0] // 2
     rows = []
     for at in range(len(words)):
@@ -108,7 +108,7 @@ def literal_phrases(module, words: torch.Tensor) -> torch.Tensor:
 
 
 def literal_max_mlp(module, tokens: torch.Tensor) -> torch.Tensor:
-    """Of `tokens` (n, width): one at a time."""
+    """Computes the max MLP of `tokens` (n, width), one at a time."""
     hidden = [F.gelu(module.fc1.weight @ module.norm(token) + module.fc1.bias) for token in tokens]
     highest = torch.tensor([max(values) for values in zip(*[row.tolist() for row in hidden])])
     return module.fc2.weight @ highest + module.fc2.bias
@@ -140,19 +140,19 @@ def test_hidden_states_are_returned_only_if_asked_for():
 
 
 def literal_moments(found: torch.Tensor) -> torch.Tensor:
-    """Four moments (4, ...) of what was found in the frames (T, ...), by SciPy, whose factor is not that of a mean."""
+    """Returns four moments (4, ...) over frames (T, ...): SciPy's DCT, rescaled so that the first one is the mean."""
     transformed = torch.from_numpy(dct(found.numpy(), axis=0, norm="ortho"))[:4] / len(found) ** 0.5
     return torch.cat([transformed, torch.zeros(4 - len(transformed), *found.shape[1:])])
 
 
 def literal_tube_mlp(module, patches: torch.Tensor) -> torch.Tensor:
-    """The vector of one clip of patches (T, n, D): one tube at a time."""
+    """Returns the vector of one clip of patches (T, n, D), computed one tube at a time."""
     tubes = [module.proj(literal_moments(tube).flatten()) for tube in module.norm(patches).unbind(1)]
     return literal_max_mlp(module.mlp, torch.stack(tubes))
 
 
 def literal_centers(looked: torch.Tensor, places: Sequence[int], side: int) -> torch.Tensor:
-    """Where a query looked (T, 2), of its weights (T, n) for patches in `places` of a square grid, row by row."""
+    """Returns where a query looked (T, 2), given its weights (T, n) for patches at `places` of a square grid."""
     ends = [-1 + 2 * n / side for n in range(side + 1)]
     middles = [(before + after) / 2 for before, after in pairwise(ends)]
     at = [(middles[place // side], middles[place % side]) for place in places]
@@ -163,7 +163,7 @@ def literal_centers(looked: torch.Tensor, places: Sequence[int], side: int) -> t
 def literal_queries(
     module, frames: torch.Tensor, heads: int, places: Sequence[int] = range(16), side: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regions (S, D) and attention (S, T, n) of one clip (T, n, D): one query, one frame and one head at a time."""
+    """Returns regions (S, D) and attention (S, T, n) of one clip (T, n, D), one query, frame and head at a time."""
     regions, attention = [], []
     spots = torch.tensor([[2 * (place // side) + 1, 2 * (place % side) + 1] for place in places]) / side - 1
     for number, query in enumerate(module.queries[0]):
@@ -223,7 +223,7 @@ TUBES = {
 
 
 @pytest.mark.parametrize("options", TUBES.values(), ids=TUBES)
-def test_the_mlp_of_tubes(options):
+def test_the_tube_mlp(options):
     model, without = tiny_model(**options, tube_mlp=True), tiny_model(**options)
     without.load_state_dict({k: v for k, v in model.state_dict().items() if "tube_mlp" not in k})
     frames, layer = options.get("num_frames", 4), options.get("region_layer", 2)
@@ -242,11 +242,11 @@ def test_the_mlp_of_tubes(options):
         torch.testing.assert_close(model(**given).video_embeds, embeds)
 
 
-def test_the_mlp_of_tubes_tells_the_order_of_frames():
+def test_the_tube_mlp_depends_on_the_order_of_frames():
     model, clip = tiny_model(tube_mlp=True), torch.randn(1, 4, 4, 4, 32)
     forwards, backwards, moved = (model.tube_mlp(x) for x in (clip, clip.flip(1), clip.roll((1, 1), (2, 3))))
     assert not torch.allclose(forwards, backwards, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(forwards, moved, rtol=1e-4, atol=1e-4)  # the places are in the patches alone
+    torch.testing.assert_close(forwards, moved, rtol=1e-4, atol=1e-4)  # the MLP does not know where a tube is
 
 
 @pytest.mark.parametrize("fusion", ["attention", "pool"])
@@ -280,7 +280,7 @@ def test_regions_of_queries(layer, frames, form):
             torch.testing.assert_close(outputs.region_states[row], regions, rtol=1e-4, atol=1e-4)
             masks = (attention * 16).view(5, frames, 4, 4).transpose(0, 1)
             torch.testing.assert_close(outputs.region_masks[row], masks, rtol=1e-4, atol=1e-4)
-        # The clip is the last CLS state and the maximum of the regions.
+        # The feature of a clip is the last CLS state plus the maximum of the regions.
         states = model.video_model.layernorm(torch.cat([outputs.hidden_states[-1][:, :1], outputs.region_states], 1))
         torch.testing.assert_close(outputs.last_hidden_state, states)
         torch.testing.assert_close(outputs.pooler_output, states[:, 0] + states[:, 1:].amax(1))
@@ -288,7 +288,7 @@ def test_regions_of_queries(layer, frames, form):
 
 
 def test_queries_over_codes_gather_features():
-    """Keys are quantized, values are not."""
+    """Keys are quantized; values are not."""
     model = tiny_video_model(**QUERIES | {"codebook_size": 16})
     record = {}
     module = model.region_module
@@ -315,7 +315,7 @@ def test_masked_frames_do_not_change_queries(fusion, form):
 
 
 @pytest.mark.parametrize("form", ["queries", "tracks"])
-def test_a_masked_frame_in_the_middle_is_no_time_that_passes(form):
+def test_a_masked_frame_in_the_middle_does_not_count_as_time(form):
     model = tiny_video_model(**QUERIES | {"region_form": form}).region_module.double()
     features = torch.randn(1, 4, 4, 4, 32, dtype=torch.float64)
     states, masks, *_ = model(features, torch.tensor([[True, False, True, True]]))
@@ -338,14 +338,14 @@ def test_tracks_start_at_the_cells_of_a_grid_and_follow_what_moves():
         module.anchors.copy_(torch.tensor([[0.0, 2 * n / 11 - 1] for n in range(12)]))
         module.q_proj.weight.copy_(torch.eye(32))
         module.k_proj.weight.copy_(torch.eye(32))
-        module.queries.copy_(features[:, 0, :, 0])  # all look for the same
+        module.queries.copy_(features[:, 0, :, 0])  # all look for the same patch
         module.nearness.fill_(100.0)
         weights = module.attend(features, module._places(1, 12, None, features))[0, 0]  # (T, S, 12)
     assert weights.argmax(-1)[:, 0].tolist() == list(range(12))
     assert weights.argmax(-1)[0, 3:].tolist() == list(range(3, 12))  # too far away to be attracted
 
 
-def test_queries_of_a_backbone_know_the_order_of_frames():
+def test_queries_of_a_backbone_depend_on_the_order_of_frames():
     backbone = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     backbone |= {"intermediate_size": 64, "image_size": 32, "patch_size": 8}
     config = RegionLearnerVideoConfig(backbone_config=backbone, num_frames=4, interaction_heads=4, **QUERIES)
@@ -357,7 +357,7 @@ def test_queries_of_a_backbone_know_the_order_of_frames():
     assert (forward - backward).abs().max() > 0.01
 
 
-def test_without_token_dim_there_is_nothing():
+def test_without_token_dim_there_are_no_token_outputs():
     outputs = tiny_model()(pixel_values_videos=clips(2), **texts(2))
     assert not [name for name in outputs if "token" in name]
 
@@ -398,7 +398,7 @@ def test_masked_frames_change_nothing(options):
 
 
 @pytest.mark.parametrize("ids", [None, [5, 6, 5, -1]], ids=["all", "captions of one video, and padding"])
-def test_loss_equals_a_literal_reading(ids):
+def test_loss_equals_a_literal_implementation(ids):
     model = tiny_model(token_dim=8, token_temperature=0.1, token_loss_weight=0.7).double()
     outputs = model(pixel_values_videos=clips(4).double(), **texts(4))
     video_ids = None if ids is None else torch.tensor(ids)
@@ -429,7 +429,7 @@ def test_checkpoints(tmp_path):
     saved = tiny_model(token_dim=8, learn_temperature=True, token_temperature=0.07)(**inputs)
     torch.testing.assert_close(model.eval()(**inputs).token_logits_per_text, saved.token_logits_per_text)
 
-    # A checkpoint without tokens gets new projections, whose temperature is that of the configuration.
+    # A checkpoint without tokens gets new projections and the temperature of the configuration.
     tiny_model(learn_temperature=True).save_pretrained(tmp_path / "without")
     config = {"token_dim": 8, "token_temperature": 0.02}
     model, info = RegionLearnerModel.from_pretrained(tmp_path / "without", **config, output_loading_info=True)
@@ -462,6 +462,6 @@ def test_checkpoints(tmp_path):
         ({"video_config": {"region_options": {"pooling": "attention"}}}, "leave out both and use region_form="),
     ],
 )
-def test_values_that_cannot_be(values, message):
+def test_invalid_values(values, message):
     with pytest.raises(ValueError, match=message):
         RegionLearnerConfig(**values)

@@ -1,4 +1,4 @@
-"""Small training runs without videos, in processes of their own: to be compared with one another, and killed."""
+"""Small training runs without videos, in separate processes. Tests compare them with one another and kill them."""
 
 import gc
 import multiprocessing
@@ -34,7 +34,7 @@ DEFAULTS = {
 
 
 class Processor:
-    """What the Trainer asks of a processor, where clips do not come from videos."""
+    """A processor with only what the Trainer needs if clips do not come from videos."""
 
     def save_pretrained(self, folder):
         pass
@@ -42,8 +42,10 @@ class Processor:
 
 class Collator:
     """
-    Clips and captions that depend on the row and, as augmentations do, on its seed; `bad` rows are reported, and the
-    first of `deadly` brings the signal that is its second upon the process that reads it.
+    Returns clips and captions that depend on the row and, like augmentations, on its seed.
+
+    Rows in `bad` are reported as unreadable. `deadly` is a row and a signal: the process that reads the row sends
+    itself the signal.
     """
 
     def __init__(self, bad=(), deadly: tuple[int, int] | None = None):
@@ -64,9 +66,9 @@ class Collator:
             clip = torch.randn(1, 3, 32, 32, generator=fixed).expand(frames, -1, -1, -1)
             clips.append(clip + 0.5 * torch.randn(frames, 3, 32, 32, generator=drawn))
             texts.append(torch.randint(1, 99, (6,), generator=fixed))
-            if number % 5 == 2:  # so that some batches, and some processes in a step, have none
+            if number % 5 == 2:  # some batches, and some processes in a step, have no negatives
                 negatives.append(torch.randint(1, 99, (6,), generator=drawn))
-            # Every other clip is of the same video as the one before; one in seven fills its batch.
+            # Rows 2n and 2n + 1 are clips of the same video, and every seventh row is padding.
             ids.append(-1 if number % 7 == 3 else number // 2)
         frame_mask = torch.ones(len(rows), frames, dtype=torch.long)
         if frames > 1:
@@ -86,7 +88,7 @@ class Collator:
 
 
 class Kill(TrainerCallback):
-    """Ends the process as `kill -9` does, at a step or while its checkpoint is being saved."""
+    """Kills the process after a step, as `kill -9` does."""
 
     def __init__(self, step):
         self.step = step
@@ -105,7 +107,7 @@ class KeepGradients(TrainerCallback):
 
 
 class KeepState(TrainerCallback):
-    """Weights, codebook and statistics of the optimizer after every step."""
+    """Keeps the weights, the codebook and the statistics of the optimizer after every step."""
 
     def __init__(self):
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -130,7 +132,7 @@ class ToyTrainer(RegionLearnerTrainer):
             inputs["pixel_values_videos"][:, 0, 0, 3, 3] = float("nan")
         return inputs
 
-    def _save_scaler(self, output_dir):  # between the weights and the random states
+    def _save_scaler(self, output_dir):  # called after the weights are saved and before the random states are
         if self.state.global_step == self.kill_while_saving:
             os.kill(os.getpid(), self.kill_signal)
         super()._save_scaler(output_dir)
@@ -160,17 +162,17 @@ def run(
     **arguments,
 ) -> dict:
     """
-    Trains, and returns the losses and the model's state; each process also writes them to `OUTPUT/rank{N}.pt`.
+    Trains and returns losses, gradients and the final state. Each process also writes them to `OUTPUT/rank{N}.pt`.
 
     Args:
         bad_steps: steps in which a pixel is NaN in the process `bad_process`.
-        save: also save the final model.
-        before: is called with the Trainer before it trains.
+        save: whether to save the final model, too.
+        before: called with the Trainer before it trains.
     """
     torch.set_num_threads(1)
     arguments = RegionLearnerTrainingArguments(output_dir=str(output_dir), **DEFAULTS | arguments)
     text = tiny_text_config(dropout=dropout, attention_dropout=dropout)
-    # Initial weights as they come: `randomize` makes a model that multiplies rounding errors.
+    # The initial weights are kept: `randomize` would make a model that amplifies rounding errors.
     revival = {} if (video or {}).get("codebook_mode") == "original" else {"codebook_revival_after": 2}
     options = {"projection_dim": 16, "video_config": TINY_VIDEO | revival | (video or {})}
     torch.manual_seed(0)
@@ -216,17 +218,17 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-# Processes are forked from one that has imported everything: starting anew takes each of them several seconds.
+# Processes are forked from one that has imported everything: starting each from scratch takes several seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.toy_run"])
 
 
 def _child(log: str, environment: dict[str, str], output_dir: str, options: dict):
-    gc.freeze()  # the libraries, as in `conftest.py`
+    gc.freeze()  # excludes the libraries from garbage collection, as in `conftest.py`
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    multiprocessing.set_start_method("fork", force=True)  # of loader processes; this one would pass on its own
+    multiprocessing.set_start_method("fork", force=True)  # else, loader processes would use "forkserver"
     os.environ |= environment
     try:
         run(output_dir, **options)
@@ -237,8 +239,8 @@ def _child(log: str, environment: dict[str, str], output_dir: str, options: dict
 
 def launch(output_dir, processes: int = 1, check: bool = True, fail: bool = False, **options) -> list:
     """
-    Runs in new processes. Returns their results, without `check` their exit codes, or where each is to `fail` by
-    itself what they print.
+    Calls `run` in new processes and returns their results. Without `check`, returns their exit codes instead. With
+    `fail`, checks that each process fails by itself, and returns what they print.
     """
     port = free_port()
     started, logs = [], []

@@ -1,4 +1,4 @@
-"""What type checkers know of the outputs of models. `make check` runs mypy on this file; nothing imports it."""
+"""Checks the inferred types of model outputs. `make check` runs mypy on this file; nothing imports it."""
 
 from typing import assert_type
 

@@ -1,5 +1,5 @@
 """
-transformers' own common tests, run against the models and configurations of this package.
+Runs the common tests of transformers on the models and configurations of this package.
 
 `tests/slow/test_conformance.py` unpacks the tests of a transformers release and runs this file beside them.
 """
@@ -111,7 +111,7 @@ class VideoModelWithLateFusionTest(CommonVideoModelTests, unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of a frame
+        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of one frame
 
 
 class VideoModelWithBackboneTest(CommonVideoModelTests, unittest.TestCase):
@@ -129,7 +129,7 @@ class VideoModelWithBackboneTest(CommonVideoModelTests, unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of a frame
+        self.model_tester.seq_length = 1 + (self.model_tester.image_size // 8) ** 2  # of one frame
 
 
 class TextModelTester:
@@ -168,7 +168,7 @@ class DualEncoderTester:
 class CommonDualEncoderTests(ModelTesterMixin):
     test_resize_embeddings = False
     test_torch_exportable = False
-    has_attentions = False  # those of its towers are in their outputs
+    has_attentions = False  # the attentions of its towers are in the outputs of the towers
     _is_composite = True
     model_tester_class, config = DualEncoderTester, {}
 
@@ -215,7 +215,7 @@ class QuestionAnsweringTester(DualEncoderTester):
 
 
 class WithLabels:
-    """The common tests know the labels of transformers' own heads only."""
+    """Adds labels to the inputs, because the common tests only know those of the heads of transformers."""
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)

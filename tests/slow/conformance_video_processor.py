@@ -1,8 +1,8 @@
 """
-transformers' own common tests, run against the video processor and the processor of this package.
+Runs the common tests of transformers on the video processor and the processor of this package.
 
-They come with the source distribution of transformers, not with the installed package: this file is run beside the
-`tests` folder of one, where that is what `tests` means.
+These tests come with the source distribution of transformers, not with the installed package. This file is run next to
+the `tests` folder of a source distribution, which `tests` then refers to.
 """
 
 import sys
@@ -27,7 +27,7 @@ from tests.test_video_processing_common import VideoProcessingTestMixin, prepare
 
 
 class RegionLearnerVideoProcessorTester:
-    """The inputs of the common tests, and the shape they should come out with."""
+    """Provides the inputs of the common tests and the expected shape of the outputs."""
 
     def __init__(self):
         self.batch_size = 5

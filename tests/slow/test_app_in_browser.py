@@ -1,4 +1,4 @@
-"""The app, and the page of a search, in a headless browser: what a person types, sees and plays."""
+"""Tests the app and the page of a search in a headless browser: what a user types, sees and plays."""
 
 import os
 import re
@@ -26,7 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="browser tests ne
 from region_learner.search.app import serving  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-# Gradio counts requests, which nothing here reads, with deprecated options of pandas.
+# Gradio's request statistics use deprecated options of pandas.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="browser tests need chromium"),
@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 STRANGE = "home/${alert(1)}{{value}}<img src=x onerror=alert(1)>.mp4"
-# What a video shows, sampled where it is now: the color of its middle.
+# Returns the color near the bottom center of the current frame of a video.
 COLOR = """video => {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = 9;
@@ -63,7 +63,7 @@ def browser() -> Iterator:
 
 @pytest.fixture(params=[1280, 390])
 def page(request, browser) -> Iterator:
-    """A window in which nothing goes wrong, and which loads nothing from elsewhere."""
+    """Yields a page, and fails if it reports an error, opens a dialog or loads anything from elsewhere."""
     context = browser.new_context(viewport={"width": request.param, "height": 844})
     page = context.new_page()
     wrong: list[str] = []
@@ -125,7 +125,7 @@ def test_a_person_searches_and_plays(page, address):
     assert nothing_is_cut_off(page)
     until(page, "document.querySelector('video').paused")  # at the end of the span
     assert 9 <= page.evaluate("document.querySelector('video').currentTime") < 9.6
-    page.evaluate("document.querySelector('video').play()")  # on, past the end of the span
+    page.evaluate("document.querySelector('video').play()")  # playback continues past the end of the span
     until(page, "document.querySelector('video').currentTime > 9.8")
     page.evaluate("document.querySelector('video').currentTime = 1")  # before the span
     until(page, "document.querySelector('video').currentTime > 1.2")
@@ -173,7 +173,7 @@ def test_a_picture_and_a_clip_are_dropped(page, address, index, tmp_path):
 
 
 def drop(page, file: Path) -> None:
-    """Drops a file on the page, as from the desktop."""
+    """Drops a file on the page, like a user from the desktop."""
     content = file.read_bytes().hex()
     data = page.evaluate_handle(
         """([content, name]) => {
@@ -203,7 +203,7 @@ def test_nothing_matches_and_filters(page, address):
     assert nothing_is_cut_off(page)
 
 
-def test_strange_names_run_nothing(page, address):
+def test_strange_names_are_not_executed(page, address):
     page.goto(address)
     search(page, "green")
     first = page.locator(".hits button").nth(0)
@@ -225,11 +225,11 @@ def test_new_videos_appear(page, index, tmp_path):
         growing.spans["b.mp4"] = [(0.0, 4.0)]
         search(page, "blue")
         assert "b.mp4" in page.locator(".hits button").nth(0).inner_text()
-        page.goto("about:blank")  # it would miss the server
+        page.goto("about:blank")  # otherwise, the page would report that the server is gone
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_players_of_a_page_jump(page, index, tmp_path, scheme):
+def test_the_players_of_a_page_jump_to_their_spans(page, index, tmp_path, scheme):
     results = [(name, index.search(name)) for name in ("blue", "green", "unicorns")]
     file = write_search_page(tmp_path / "page.html", index, results)
     page.emulate_media(color_scheme=scheme)
@@ -245,7 +245,7 @@ def test_the_players_of_a_page_jump(page, index, tmp_path, scheme):
     assert nothing_is_cut_off(page)
     page.get_by_role("button", name="Play the span again").first.click()
     until(page, "document.querySelector('video').currentTime < 7")
-    page.get_by_text("Play 00:00-00:08").first.click()  # only one plays at a time
+    page.get_by_text("Play 00:00-00:08").first.click()  # only one video plays at a time
     until(page, "document.querySelector('video').paused")
 
 

@@ -1,4 +1,4 @@
-"""Every script in `benchmarks/` runs at its smallest size. What it measures is not looked at."""
+"""Runs every script in `benchmarks/` at its smallest size. The measurements are not checked."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO on two processes against plain data parallelism, where `deepspeed` is installed."""
+"""Tests DeepSpeed's ZeRO on two processes against plain data parallelism, if `deepspeed` is installed."""
 
 import os
 
@@ -62,7 +62,7 @@ def _train(rank: int, port: int, stage: int, path: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_trains_as_data_parallelism_does(tmp_path, stage):
+def test_zero_matches_data_parallelism(tmp_path, stage):
     pytest.importorskip("deepspeed")
     multiprocessing.spawn(_train, (free_port(), stage, str(tmp_path / "result")), nprocs=2)
     result = torch.load(tmp_path / "result", weights_only=True)

@@ -1,6 +1,6 @@
 """
-Runs the fast tests in environments of their own: with the oldest supported versions, and without constraints on the
-newest Python of this machine.
+Runs the fast tests in separate environments: with the oldest supported versions, and without constraints on the newest
+Python of this machine.
 """
 
 import os
@@ -32,7 +32,7 @@ def test_fast_tests_pass(constraints, tmp_path):
     python = str(environment / "bin" / "python")
     options = ["--constraint", str(ROOT / constraints)] if constraints else []
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[dev]", *options], check=True)
-    # Old versions warn of each other.
+    # Old versions emit deprecation warnings because of each other.
     warnings = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"] if constraints else []
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", *warnings, "tests"],
