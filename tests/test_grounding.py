@@ -1,8 +1,9 @@
-"""Where phrases are: the regions that they find, their heat maps, the metrics against naive loops, the pictures."""
+"""Tests for phrase grounding: the regions and heat maps of phrases, the metrics against naive loops, and pictures."""
 
 import itertools
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def model_of(form: str, **options):
 
 
 def naive_match(model, processor, clip, text, span):
-    """The best of all regions, one word and one region at a time, and its heat map, one position at a time."""
+    """Returns the best region of a phrase, its similarity, the phrase's weight, and the heat map, found by loops."""
     encoding = processor.tokenizer(text)
     tokens = [
         token
@@ -122,7 +123,7 @@ def test_padding_and_other_pairs_change_nothing(side, processor):
 def made_pairs(
     cosines: list[list[float]], weights: list[float], masks: torch.Tensor | None, grid: tuple[int, int] = (2, 2)
 ) -> EmbeddedPairs:
-    """A text of the words a, b, c, ..., whose cosines with regions (or 2 frames of a grid of patches) are given."""
+    """Returns a pair whose text is a, b, c, ..., given its cosines with regions, or with the patches of 2 frames."""
     rows = torch.tensor(cosines)
     text = " ".join("abcdefgh"[: len(rows)])
     offsets = torch.tensor([[(2 * i, 2 * i + 1) for i in range(len(rows))]])
@@ -136,7 +137,7 @@ def made_pairs(
 
 
 def test_a_phrase_that_looks_for_two_words():
-    """Neither word alone has its best region where both are similar; the heavier one counts more."""
+    """Two words find a region that neither of them finds alone, and the heavier word counts more."""
     cosines = [[0.9, 0.6, 0.0], [0.0, 0.6, 0.8]]
     masks = torch.rand(1, 2, 3, 4, 4)
     masks /= masks.mean((1, 3, 4), keepdim=True)
@@ -149,7 +150,7 @@ def test_a_phrase_that_looks_for_two_words():
     assert (without.region, without.similarity, without.weight) == (1, pytest.approx(0.6), 0)
 
 
-def test_patches_that_are_unlike_are_nowhere():
+def test_dissimilar_patches_have_no_heat():
     cosines = [[-0.5, 0.2, 0.4, -0.1, 0.0, 0.1, -0.3, 0.3], [-0.5] * 7 + [-0.4]]
     some, none = made_pairs(cosines, [0.5, 0.5], None).find(0, [(0, 1), (2, 3)])
     expected = torch.tensor([[[0.0, 0.2], [0.4, 0.0]], [[0.0, 0.1], [0.0, 0.3]]])
@@ -160,7 +161,7 @@ def test_patches_that_are_unlike_are_nowhere():
 
 
 def test_the_grid_of_patches_is_that_of_the_model():
-    """Also where it cannot be told from the number of patches and the shape of the frames."""
+    """The grid is right even if the number of patches does not determine it."""
     pairs = made_pairs([[0.5] * 12], [1.0], None, grid=(1, 6))
     assert pairs.grid() == (2, 1, 6)
     (match,) = pairs.find(0, [(0, 1)])
@@ -188,7 +189,7 @@ def test_words_are_merged_by_region(processor):
     least = 0.2 * sum(word.weight for word in words) / len(words)
     merged = []
     keys = {id(word): (word.region if word.weight >= least else None, word.span[0] > 12) for word in words}
-    for (region, _), some in itertools.groupby(words, key=lambda word: keys[id(word)]):  # not over the comma
+    for (region, _), some in itertools.groupby(words, key=lambda word: keys[id(word)]):  # not across the comma
         some = list(some)
         if region is not None:
             merged.append(((some[0].span[0], some[-1].span[1]), region))
@@ -206,7 +207,7 @@ def test_light_words_and_patches_that_touch(monkeypatch):
     one, two = [0.9, 0.0, 0.0], [0.0, 0.9, 0.0]
     light = made_pairs([one, one, two, one, two, two], [0.2, 0.2, 0.02, 0.2, 0.35, 0.03], masks)
     assert words_of(light, monkeypatch) == ["a b c d e f", "a b", "d", "e"]
-    places = [0, 3, 7, 6, 1]  # of 2 x 2 x 2: touching, the same place in the next frame, touching, another frame
+    places = [0, 3, 7, 6, 1]  # in a grid of 2 x 2 x 2: touching, same place in the next frame, touching, another frame
     patches = made_pairs([[float(i == place) for i in range(8)] for place in places], [0.2] * 5, None)
     assert words_of(patches, monkeypatch)[1:] == ["a b", "c d", "e"]
     wide = made_pairs([[float(i == place) for i in range(32)] for place in (0, 2, 7, 11)], [0.25] * 4, None, (4, 4))
@@ -251,7 +252,7 @@ def test_what_is_refused(processor):
 
 
 def enlarged(heat: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`naive_bilinear`, as a product of matrices."""
+    """Returns the same as `naive_bilinear`, computed as a product of matrices."""
     rows, columns = (
         np.maximum(0, 1 - abs(np.clip((np.arange(side)[:, None] + 0.5) * n / side - 0.5, 0, n - 1) - np.arange(n)))
         for side, n in zip((height, width), heat.shape)
@@ -260,12 +261,12 @@ def enlarged(heat: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def naive_scores(heat: np.ndarray, labels: np.ndarray, n: int) -> tuple[float, float]:
-    """Pointing and IoU of a heat map (T, h, w) and object n of label maps (T, H, W), one position at a time."""
+    """Returns pointing and IoU of a heat map (T, h, w) for object n of label maps (T, H, W), computed by loops."""
     (frames, h, w), (_, height, width) = heat.shape, labels.shape
     peaks = [place for place in np.ndindex(*heat.shape) if heat[place] == heat.max() > 0]
     hits = []
     for t, i, j in peaks:
-        y, x = (i + 0.5) * height / h, (j + 0.5) * width / w  # where the four pixels meet, or within one
+        y, x = (i + 0.5) * height / h, (j + 0.5) * width / w  # where four pixels meet, or inside one
         around = [labels[t, int(np.floor(y - e)), int(np.floor(x - f))] == n for e in (0, 1e-6) for f in (0, 1e-6)]
         hits.append(np.mean(around))
     shared = whole = 0
@@ -283,7 +284,7 @@ def test_scores_against_a_naive_loop():
     np.testing.assert_allclose(enlarged(small, 16, 20), naive_bilinear(small, 16, 20))
     heat = torch.rand(7, 3, 4, 5, generator=generator).double()
     labels = torch.randint(0, 6, (3, 4, 5), generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    labels = labels.roll((1, 2), (1, 2))  # objects do not end where positions do
+    labels = labels.roll((1, 2), (1, 2))  # borders of objects are not aligned with positions
     heat[1] = (heat[1] > 0.5).double()  # ties
     heat[2] = 1  # the same everywhere
     heat[3] = 0  # nowhere
@@ -297,30 +298,30 @@ def test_scores_against_a_naive_loop():
     assert len({round(float(value), 3) for value in hits.flatten()}) > 5
 
 
-def test_heat_maps_that_are_the_objects():
+def test_heat_maps_that_equal_the_objects():
     labels = torch.zeros(3, 8, 8, dtype=torch.uint8)
     labels[0, 1:4, 1:4] = labels[1, 2:5, 2:5] = 1
     labels[2, 4:8, 4:8] = 2
     heat = torch.stack([(labels == n).double() for n in (1, 2)])
     hits, ious = scores_of_heat_maps(heat, labels, 2)
     assert hits.tolist() == ious.tolist() == [[1, 0], [0, 1]]
-    hits, ious = scores_of_heat_maps(torch.ones(1, 3, 8, 8), labels, 2)  # chance: their share of the clip
+    hits, ious = scores_of_heat_maps(torch.ones(1, 3, 8, 8), labels, 2)  # chance: an object's share of the clip
     expected = torch.tensor([[18 / 192, 16 / 192]])
     torch.testing.assert_close(hits.float(), expected)
     torch.testing.assert_close(ious.float(), expected)
-    # Right in one frame of two.
+    # The heat map is right in one of two frames.
     heat[0, 0] = 0
     assert scores_of_heat_maps(heat, labels, 2)[1][0].tolist() == [0.5, 0]
 
 
-def test_the_threshold_is_of_the_clip():
+def test_all_frames_of_a_clip_share_a_threshold():
     heat = torch.zeros(1, 2, 4, 4)
     heat[0, 0, 0, 0], heat[0, 1, 3, 3], heat[0, 1, 0, 0] = 1.0, 0.9, 0.1
     assert phrase_focus(heat).areas().nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 3, 3]]
 
 
 def naive_grounding(model, processor, rows, form):
-    """One video at a time, from the parts that are tested by themselves."""
+    """Returns the grounding metrics, computed one video at a time from functions that other tests cover."""
     found = {}
     objects = 0
     for row in rows:
@@ -332,7 +333,7 @@ def naive_grounding(model, processor, rows, form):
         pairs = embed_pairs(model, processor, clip, [row["captions"][0]])
         with torch.no_grad():
             attention = model.video_model(clip, output_attentions=True).attentions[-1]
-        # (B, H, 1 + T * N, ...), or with late fusion (T, H, 1 + N, ...): what CLS attends to
+        # What CLS attends to, from (B, H, 1 + T * N, ...), or from (T, H, 1 + N, ...) with late fusion.
         attention = attention[:, :, 0, 1:].mean(1).reshape(4, 4, 4)
         for n, match in enumerate(matches, start=1):
             if not (labels == n).any():
@@ -362,7 +363,7 @@ def test_grounding_against_a_naive_loop(name, form, corpora, processor):
     assert grounding_accuracy(model, processor, twice, batch_size=4, progress=False) == result
 
 
-def test_phrases_beyond_the_length_count_as_not_found(corpora, processor):
+def test_phrases_that_are_cut_off_count_as_not_found(corpora, processor):
     rows = load_corpus("moving_shapes", corpora / "moving_shapes", "test")
     model = model_of("queries")
     words = [text for row in rows for text in row["captions"]]
@@ -375,7 +376,7 @@ def test_phrases_beyond_the_length_count_as_not_found(corpora, processor):
     assert found <= result["objects"] - result["cut_off"]
 
 
-def test_grounding_leaves_out_what_is_unreadable(corpora, processor, tmp_path, caplog):
+def test_grounding_leaves_out_unreadable_videos(corpora, processor, tmp_path, caplog):
     rows = load_corpus("moving_shapes", corpora / "moving_shapes", "test").to_list()
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")
     model = model_of("queries")
@@ -458,7 +459,9 @@ def test_regions_of_a_query(form, corpora, processor, checkpoints, tmp_path, cap
     argv = ["regions", checkpoints / form, *videos, "--query", TEXT]
     code, out, errors = run(capsys, *argv, "--json", "--output", tmp_path / "new" / "phrases.png")
     assert code == 0
-    assert errors.splitlines()[-1] == f"Wrote {tmp_path / 'new' / 'phrases.png'}"
+    stems = [Path(video).stem for video in videos]
+    pictures = [tmp_path / "new" / f"phrases-{number}-{stem}.png" for number, stem in enumerate(stems, start=1)]
+    assert errors.splitlines()[-2:] == [f"Wrote {picture}" for picture in pictures]
     model = model_of(form)
     for video, rows in json.loads(out).items():
         matches = find_words(model, processor, processor(videos=[video])["pixel_values_videos"], TEXT)
@@ -469,8 +472,8 @@ def test_regions_of_a_query(form, corpora, processor, checkpoints, tmp_path, cap
             frame, x, y = match.peak
             assert (row["frame"], row["x"], row["y"]) == pytest.approx((frame + 1, 100 * x, 100 * y))
     assert list(json.loads(out)) == videos
-    picture = np.asarray(Image.open(tmp_path / "new" / "phrases.png"))
-    assert np.array_equal(picture, np.asarray(draw_phrases(model, processor, videos, TEXT)))
+    for picture, video in zip(pictures, videos):
+        assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(draw_phrases(model, processor, video, TEXT)))
     code, out, _ = run(capsys, *argv[:3], "--query", "a red circle, a red circle")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
@@ -514,13 +517,13 @@ def test_heat_over_frames():
         [np.asarray(picture).astype(int) for picture in row] for row in draw_heat_maps(frames, heat)
     )
     dimmed = int(0.6 * 200)
-    assert (empty == dimmed).all()  # of the other frame: no heat, no line
+    assert (empty == dimmed).all()  # the first frame has neither heat nor an outline
     assert (spot[:4] == dimmed).all()
     center = spot[12, 20]
     assert center[0] > center[1] > center[2]  # orange
     redness = spot[..., 0] - spot[..., 2]
     assert abs(np.unravel_index(redness.argmax(), redness.shape) - np.array([11.5, 19.5])).max() <= 1
-    assert ((spot == spot[..., :1]).all(-1) & (spot[..., 0] > dimmed + 50)).any()  # the white line
+    assert ((spot == spot[..., :1]).all(-1) & (spot[..., 0] > dimmed + 50)).any()  # the white outline
     assert all((picture == even[0][0, 0]).all() for picture in even)
     large = draw_heat_maps(frames, heat, height=64)
     assert large[0][0].size == (80, 64)

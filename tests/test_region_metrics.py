@@ -1,4 +1,4 @@
-"""How well regions land on objects, against hand-made masks and naive loops; the report; the command."""
+"""Tests of region quality metrics against hand-made masks and naive loops, of the report, and of the command."""
 
 import itertools
 import json
@@ -26,14 +26,15 @@ from region_learner.evaluation.region_baselines import (
     moved_masks,
     record_patches,
 )
-from region_learner.evaluation.region_description import draw_report, mask_report
+from region_learner.evaluation.region_description import _read, draw_report, mask_report
 from region_learner.evaluation.region_evaluation import _LabeledClips, align_label_maps
 from region_learner.evaluation.region_metrics import region_metrics
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.region_masks import _otsu, are_normalized, region_focus
 from region_learner.training.tokenizer import train_tokenizer
+from region_learner.video_decoding_region_learner import read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
-from region_learner.visualization import frames_of_height
+from region_learner.visualization import frames_of_height, region_colors
 
 from .conftest import NO_REGIONS, clips, tiny_model, tiny_text_config, tiny_video_model
 
@@ -49,7 +50,7 @@ def normalized(masks: torch.Tensor) -> torch.Tensor:
 
 
 def two_squares(frames: int = 3) -> torch.Tensor:
-    """Label maps (T, 8, 10): a square 1 that moves right and a square 2 that moves left."""
+    """Returns label maps (T, 8, 10) of a square 1 that moves right and a square 2 that moves left."""
     labels = torch.zeros(frames, 8, 10, dtype=torch.uint8)
     for t in range(frames):
         labels[t, 1:4, t : t + 3] = 1
@@ -58,7 +59,7 @@ def two_squares(frames: int = 3) -> torch.Tensor:
 
 
 def masks_of(labels: torch.Tensor) -> torch.Tensor:
-    """(T, 2, H, W): 1 on an object, 0 elsewhere."""
+    """Returns masks (T, 2, H, W) that are 1 on an object and 0 elsewhere."""
     return torch.stack([(labels == n).float() for n in (1, 2)], dim=1)
 
 
@@ -88,7 +89,7 @@ def test_a_shifted_mask():
         result = region_metrics(torch.roll(labels, shift, 2)[:, None].float(), labels)
         shared = 4 * (4 - shift)
         assert [result["iou"], result["clip_iou"]] == pytest.approx([100 * shared / (32 - shared)] * 2)
-        assert [result["pointing"], result["precision"]] == pytest.approx([100 * shared / 16] * 2)  # of equal peaks
+        assert [result["pointing"], result["precision"]] == pytest.approx([100 * shared / 16] * 2)  # tied peaks
         assert result["owned"] == 100 * precise  # more than half of the mask
         assert result["stability"] == (100 if precise else None)
 
@@ -97,7 +98,7 @@ def test_a_region_has_to_follow_its_object():
     labels = two_squares(4)
     masks = masks_of(labels)
     swapped = masks.clone()
-    swapped[2:] = masks[2:].flip(1)  # regions change places once
+    swapped[2:] = masks[2:].flip(1)  # the regions swap places once
     result = region_metrics(swapped, labels)
     assert [result[name] for name in ("iou", "pointing", "precision", "owned")] == [100] * 4
     assert result["stability"] == pytest.approx(100 * 2 / 3)  # 2 of 3 steps, for both objects
@@ -143,7 +144,7 @@ def test_peaks_of_several_regions():
     assert result["owned"] == 50
 
 
-def test_uniform_masks_are_chance():
+def test_uniform_masks_score_at_chance():
     labels = two_squares()
     share = 9 / 80
     for masks, signed in ((torch.ones(3, 4, 4, 5), False), (torch.full((3, 4, 4, 5), -0.3), True)):
@@ -151,7 +152,7 @@ def test_uniform_masks_are_chance():
         assert [result["iou"], result["clip_iou"]] == pytest.approx([100 * share] * 2)
         assert result["owned"] == 0
         assert result["stability"] is None
-    result = region_metrics(torch.ones(3, 4, 8, 10), labels, False)  # each pixel a position
+    result = region_metrics(torch.ones(3, 4, 8, 10), labels, False)  # one position per pixel
     assert result["pointing"] == pytest.approx(100 * (1 - (1 - share) ** 4))
     assert result["precision"] == pytest.approx(100 * 2 * share)
     nothing = region_metrics(torch.zeros(3, 4, 8, 10), labels, signed=False)
@@ -167,9 +168,9 @@ def test_a_peak_between_pixels_is_in_all_of_them():
         assert region_metrics(mask, labels)["pointing"] == expected
 
 
-def test_an_object_between_the_points_counts_nowhere():
+def test_an_object_between_the_sampled_points_is_ignored():
     labels = torch.zeros(1, 64, 64, dtype=torch.int64)
-    labels[0, 16, 16] = 1  # at the center of a position, and on none of the points
+    labels[0, 16, 16] = 1  # at the center of a position, but on none of the sampled points
     labels[0, 32:, 32:] = 2
     masks = torch.zeros(1, 2, 2, 2)
     masks[0, 0, 0, 0] = masks[0, 1, 1, 1] = 1
@@ -181,7 +182,7 @@ def test_an_object_between_the_points_counts_nowhere():
 
 
 def naive_otsu(values) -> float:
-    """The midpoint between two neighboring values that leaves the least variance within the two sides."""
+    """Returns the midpoint between two neighboring values that minimizes the variance within the two sides."""
     ordered = sorted({float(value) for value in values})
     best = None
     for low, high in itertools.pairwise(ordered):
@@ -204,7 +205,7 @@ def naive_bilinear(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def naive_metrics(masks: np.ndarray, labels: np.ndarray, signed: bool) -> dict[str, float]:
-    """Of clips (B, T, S, h, w) and label maps (B, T, H, W), one object in one frame after the other."""
+    """Computes the metrics of masks (B, T, S, h, w) and label maps (B, T, H, W), one object and frame at a time."""
     (_, _, regions, h, w), (batch, frames, height, width) = masks.shape, labels.shape
     ious, clip_ious, points, owned, followed, hits = [], [], [], [], [], []
     for b in range(batch):
@@ -215,7 +216,7 @@ def naive_metrics(masks: np.ndarray, labels: np.ndarray, signed: bool) -> dict[s
             weight[t, s], coarse = (abs(large), abs(small)) if signed else (large, small)
             inside[t, s] = weight[t, s] > naive_otsu(coarse.flatten())
             r, c = np.unravel_index(coarse.argmax(), coarse.shape)
-            peak[t, s] = int((r + 0.5) * height / h), int((c + 0.5) * width / w)  # odd cells: inside of a pixel
+            peak[t, s] = int((r + 0.5) * height / h), int((c + 0.5) * width / w)  # odd cells, so inside a pixel
         for t in range(frames):
             if labels[b, t].any():
                 hits += [labels[b, t][peak[t, s]] > 0 for s in range(regions)]
@@ -250,8 +251,8 @@ def test_against_a_naive_loop(signed):
     coarse = torch.randint(0, 9, (6, 3, 4, 5), generator=torch.Generator().manual_seed(1))
     coarse[coarse > 3] = 0
     coarse[0, 1] = 0  # a frame without objects
-    labels = coarse.repeat_interleave(4, 2)[:, :, :15].repeat_interleave(4, 3)[:, :, :, :18]  # 3 pixels a position
-    for n in (1, 2, 3):  # masks that follow objects here and there, or nothing would be owned
+    labels = coarse.repeat_interleave(4, 2)[:, :, :15].repeat_interleave(4, 3)[:, :, :, :18]  # 3 pixels per position
+    for n in (1, 2, 3):  # masks follow objects now and then, or nothing would be owned
         follow = torch.nn.functional.interpolate((labels == n).double(), size=(5, 6), mode="area")
         masks[:, :, n] += 5 * follow * torch.tensor([1.0, -1.0 if signed else 0.7, 0.5]).view(3, 1, 1)
     masks = masks if signed else normalized(masks)
@@ -259,7 +260,7 @@ def test_against_a_naive_loop(signed):
     assert all(0 < value < 100 for value in expected.values())
     result = region_metrics(masks, labels)
     assert result == {name: pytest.approx(value) for name, value in expected.items()} | {"masks": 4}
-    # clips one by one, from numpy, and in single precision
+    # clips one by one, as NumPy arrays, and in single precision
     metrics = RegionMetrics(signed)
     for clip, its_labels in zip(masks.numpy(), labels.numpy().astype(np.uint8)):
         metrics.update(clip, its_labels)
@@ -272,7 +273,7 @@ def test_neither_sign_scale_nor_offset_of_raw_masks_matters():
     expected = region_metrics(masks, labels)
     generator = torch.Generator().manual_seed(5)
     scale = torch.randn(4, 1, 1, generator=generator)
-    offset = 10 * torch.randn(2, 3, 4, 1, 1, generator=generator)  # another one in each frame
+    offset = 10 * torch.randn(2, 3, 4, 1, 1, generator=generator)  # a different one in each frame
     assert region_metrics(-masks, labels) == expected
     assert region_metrics(scale * masks + offset, labels) == pytest.approx(expected)
     assert torch.equal(region_focus(-masks).areas(), region_focus(masks).areas())
@@ -281,20 +282,20 @@ def test_neither_sign_scale_nor_offset_of_raw_masks_matters():
     )
 
 
-def test_normalized_masks_are_read_upwards_only():
+def test_only_high_values_of_normalized_masks_count():
     masks = torch.full((1, 4, 4), 1.1)
     masks[0, 0, 0] = 1 - 1.5
-    masks = masks - masks.min()  # a hole of zero in an even mask
+    masks = masks - masks.min()  # a uniform mask with a hole of zero
     masks = masks / masks.mean()
     assert region_focus(masks).areas().sum() == 15
-    assert region_focus(masks - 1).areas().sum() == 1  # of a raw mask, the hole is what stands out
+    assert region_focus(masks - 1).areas().sum() == 1  # in a raw mask, the hole is what stands out
     assert not are_normalized(masks - 1)
     assert not are_normalized(2 * masks)
     lost = torch.cat([masks, masks, 0.1 * masks])  # a region that lost the whole frame to others
     assert are_normalized(lost)
 
 
-def test_a_raw_mask_that_departs_everywhere_alike():
+def test_a_raw_mask_that_deviates_equally_everywhere():
     halves = torch.tensor([0.3, 0.7]).repeat(6).view(1, 3, 4)
     assert region_focus(halves).areas().all()
     assert region_focus(1000 - 7 * halves).areas((6, 8)).all()
@@ -309,8 +310,8 @@ def test_otsu_against_a_naive_search():
     assert _otsu(torch.tensor([[0.0] * 30 + [1.0]])).item() == 0.5
 
 
-def test_fine_label_maps_are_thinned_out():
-    masks, labels = random(2, 3, 4, 3, 5), torch.randint(0, 4, (2, 3, 24, 40))  # 8 pixels a position
+def test_fine_label_maps_are_subsampled():
+    masks, labels = random(2, 3, 4, 3, 5), torch.randint(0, 4, (2, 3, 24, 40))  # 8 pixels per position
     finer = labels.repeat_interleave(5, 2).repeat_interleave(5, 3)
     assert region_metrics(masks, finer) == pytest.approx(region_metrics(masks, labels))
 
@@ -333,7 +334,7 @@ def test_bad_masks_and_label_maps():
         region_focus(labels).distributions()
 
 
-# --- Masks to compare with -----------------------------------------------------------------------------------
+# --- Baseline masks ------------------------------------------------------------------------------------------
 
 
 def test_grids():
@@ -368,7 +369,7 @@ def test_kmeans_against_sklearn():
         assert found.tolist() == other.labels_.tolist()
 
 
-def test_kmeans_gets_better_and_knows_no_other_clip():
+def test_kmeans_improves_and_treats_clips_independently():
     features = random(3, 50, 4)
 
     def inertia(clusters: torch.Tensor) -> float:
@@ -383,7 +384,7 @@ def test_kmeans_gets_better_and_knows_no_other_clip():
     assert inertias[-1] < inertias[0]
     assert kmeans(features, 5)[1:2].equal(kmeans(features[1:2], 5))
     assert kmeans(features + 1000, 5).equal(kmeans(features, 5))
-    # each feature its own cluster, and fewer different features than clusters
+    # as many clusters as features, and fewer distinct features than clusters
     assert sorted(kmeans(features[:1, :5], 5)[0].tolist()) == list(range(5))
     assert kmeans(torch.ones(1, 6, 2), 3).unique().numel() == 1
     with pytest.raises(ValueError, match="k=3 clusters need at least as many features, got 2"):
@@ -396,7 +397,7 @@ def test_baselines_against_recorded_outputs(fusion):
     model.set_attn_implementation("eager")
     videos = clips(2, 3)
     with torch.no_grad():
-        model(videos, output_hidden_states=True, output_attentions=True)  # transformers leaves hooks of its own
+        model(videos, output_hidden_states=True, output_attentions=True)  # transformers leaves its own hooks
     hooked = model.region_module, model.layers[-1].space_attention
     hooks = [len(module._forward_pre_hooks) for module in hooked]
     with torch.no_grad(), record_patches(model) as record:
@@ -442,7 +443,7 @@ PROCESSORS = {
 
 
 def painted(frames: int, height: int, width: int) -> np.ndarray:
-    """Label maps of a picture that differs from frame to frame and has no symmetry."""
+    """Returns label maps of a picture that differs from frame to frame and is not symmetric."""
     labels = np.zeros((frames, height, width), dtype=np.uint8)
     for t in range(frames):
         labels[t, height // 8 : height // 2, width // 6 + 2 * t : width // 2 + 2 * t] = 1
@@ -452,12 +453,12 @@ def painted(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def in_colours(labels: np.ndarray) -> np.ndarray:
-    """Frames (T, H, W, 3) of label maps: 0 in black, 1, 2 and 3 in red, green and blue."""
+    """Returns frames (T, H, W, 3) of label maps: 0 in black; 1, 2 and 3 in red, green and blue."""
     return 255 * (labels[..., None] == np.array([1, 2, 3])).astype(np.uint8)
 
 
 def check_match(clip: torch.Tensor, labels: torch.Tensor | np.ndarray, least: float = 1.0):
-    """That a clip (T, 3, H, W) of values from 0 to 1 shows label maps, at `least` in such a share of its pixels."""
+    """Asserts that a share of at least `least` of the clear pixels of a clip (T, 3, H, W) match the label maps."""
     labels = torch.as_tensor(labels)
     assert labels.shape == clip[:, 0].shape
     strongest, channel = clip.max(1)
@@ -466,11 +467,11 @@ def check_match(clip: torch.Tensor, labels: torch.Tensor | np.ndarray, least: fl
     assert clear.double().mean() > 0.8
     assert len(shown[clear].unique()) >= 3
     assert (shown == labels)[clear].double().mean() >= least
-    assert (shown == labels).double().mean() > 0.985  # and few pixels at edges go to the other side
+    assert (shown == labels).double().mean() > 0.985  # few pixels at edges have the label of the other side
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_label_maps_go_where_pixels_go(name):
+def test_label_maps_are_transformed_like_pixels(name):
     processor = RegionLearnerVideoProcessor.for_image_size(48, num_frames=4, do_normalize=False)
     processor = RegionLearnerVideoProcessor(**processor.to_dict() | PROCESSORS[name])
     labels = painted(7, 72, 96)
@@ -502,7 +503,7 @@ def test_label_maps_of_encoded_videos(tmp_path):
 
 
 def test_label_maps_of_moving_shapes(shapes):
-    """Objects are more colourful than the muted background, so label maps are where colours are."""
+    """Objects are more colorful than the muted background, so label maps must cover the colorful pixels."""
     processor = RegionLearnerVideoProcessor.for_image_size(64, num_frames=3, do_normalize=False)
     for row in shapes:
         clip, labels = _LabeledClips([row], processor)[0]
@@ -532,12 +533,12 @@ def test_quality_on_a_corpus(shapes, video_processor):
     }  # fmt: skip
     assert list(result) == ["clips", "frames", "objects", "learned", *BASELINES, "unreadable"]
     json.dumps(result)
-    # areas of the objects are what whole frames reach
+    # the IoU of a whole frame with an object is the area of the object
     areas = [(labels[b, t] == n).double().mean() for b, t, n in np.ndindex(5, 4, 4) if n]
     assert result["uniform"]["iou"] == pytest.approx(100 * float(sum(areas)) / seen)
     assert result["oracle"]["iou"] > 1.5 * max(result[name]["iou"] for name in BASELINES if name != "oracle")
     assert result["cls_attention"]["masks"] == 4
-    # one batch or many, with workers or without, the tower alone
+    # the batch size, workers, and passing only the video tower make no difference
     again = region_quality(model.video_model, video_processor, shapes, batch_size=5, num_workers=1, progress=False)
     for name in ("learned", *BASELINES):
         assert again[name] == pytest.approx(result[name])
@@ -623,7 +624,7 @@ def test_report_of_known_masks():
     assert report["coverage"] == report["difference"] == 100
     assert report["area"] == 25
     assert report["overlap"] == report["change"] == 0
-    assert report["entropy"] == pytest.approx(50)  # log 4 of log 16
+    assert report["entropy"] == pytest.approx(50)  # log 4 / log 16
     assert report["codes"] == report["perplexity"] == 1
     report = mask_report(torch.ones(1, 1, 2, 4, 4))
     assert report["coverage"] == report["overlap"] == report["area"] == 100
@@ -706,11 +707,41 @@ def test_command(checkpoint, processor, shapes, tmp_path, capsys, monkeypatch):
         assert any(line.replace("│", " ").split() == [str(number), *cells] for line in out.splitlines())
     assert f"{report['coverage']:.2f}" in out
     assert f"{report['perplexity']:.2f}" in out
-    assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(draw_report(model, processor, videos[:1])))
+    assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(draw_report(model, processor, videos[0])))
+
+    code, _, errors = run(capsys, checkpoint, *videos, "--output", str(picture))
+    assert code == 0
+    written = [tmp_path / f"regions-{number}-{Path(video).stem}.png" for number, video in enumerate(videos, start=1)]
+    assert errors.splitlines()[-2:] == [f"Wrote {file}" for file in written]
+    for file, video in zip(written, videos):
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(draw_report(model, processor, video)))
+
+
+def test_pictures_of_regions_have_times_and_a_legend(processor, shapes):
+    """The time of each frame is below it, if the video has times. The legend has the color of every region."""
+    model = tiny_model(text=tiny_text_config(vocab_size=200))
+    (video,), height = shapes["video"][:1], 88
+    text = height // 8
+    picture = np.asarray(draw_report(model, processor, video, height)).astype(int)
+    frames, _ = read_clip(video, lambda metadata, **_: range(metadata.total_num_frames))
+    without = np.asarray(draw_report(model, processor, frames, height)).astype(int)
+    assert len(picture) == len(without) + 2 * text
+    clip, _, times = _read(processor.video_processor, video, height)
+    decoded, metadata = read_clip(video, lambda metadata, **_: processor.video_processor.sample_frames(metadata))
+    assert times == metadata.timestamps
+    assert len(times) == len(decoded) == clip.shape[1]
+    below = picture[2 * text + height : 4 * text + height, text:]
+    width = clip.shape[1] * height
+    for left in range(0, width, height):  # black letters on white, in every column
+        assert below[:, left : left + height].min() < 100
+    assert (below == 255).mean() > 0.8
+    for color in region_colors(model.config.video_config.num_regions):
+        for image in (picture, without):
+            assert (image == color).all(-1).sum() >= 2 * text
 
 
 def test_command_with_a_corpus(checkpoint, processor, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")  # of which nothing is cut off
+    monkeypatch.setenv("COLUMNS", "80")  # wide enough that nothing is cut off
     options = {"train": 1, "val": 1, "test": 3, "test_unseen": 0, "size": 64, "frames": 4, "fps": 4}
     arguments = [checkpoint, "--corpus", "moving_shapes", "--corpus-options", json.dumps(options), "--batch-size", "2"]
     code, out, _ = run(capsys, *arguments, "--json")
@@ -721,7 +752,7 @@ def test_command_with_a_corpus(checkpoint, processor, capsys, monkeypatch):
     assert json.loads(out) == expected
     code, out, _ = run(capsys, *arguments)
     assert code == 0
-    for name in ("learned", "uniform"):  # uniform masks own nothing whose stability could be told
+    for name in ("learned", "uniform"):  # uniform masks own nothing, so they have no stability
         values = ["-" if value is None else value for value in expected[name].values()]
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in values]
         assert any(line.split() == [name, *cells] for line in out.splitlines())
@@ -757,13 +788,13 @@ def test_pictures(shapes, video_processor):
     assert two.size == (one.width, 2 * one.height)
     without_codes = draw_report(tiny_video_model(codebook_size=0), video_processor, videos[:1], height=48)
     assert without_codes.height < one.height
-    # Native pixels, without resizing: the picture is as large all the same.
+    # With native pixels (no resizing), the picture has the same size.
     native = RegionLearnerVideoProcessor(num_frames=4, do_resize=False, crop_size=64)
     assert draw_report(model, native, videos[:1], height=48).size == one.size
 
 
 def test_pictures_show_what_the_model_sees(shapes):
-    """In finer pixels the same part of the frame, also of a processor with another crop than the default."""
+    """Pictures show the part of the frame that the model sees, in finer pixels, even with a non-default crop."""
     processor = RegionLearnerVideoProcessor(num_frames=2, size={"shortest_edge": 64}, crop_size=32, output_size=32)
     frames = painted(2, 96, 96)
     seen = processor([in_colours(frames)], return_tensors="pt", do_normalize=False)["pixel_values_videos"][0]

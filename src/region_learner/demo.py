@@ -25,7 +25,7 @@ from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
 from .files import write_json
 from .search import NO_MATCH, Hit, VideoIndex, clock
-from .search.page import show_hit
+from .search.page import percent, show_hit
 from .training import parse_arguments, train
 from .video_decoding_region_learner import read_clip
 from .visualization import (
@@ -134,8 +134,8 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
     found, seen = search_captions(index, places)
     found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY, regions=True)))
     rule = (
-        f"The queries are the shortest captions whose clip ranks first with a probability of at least {NO_MATCH:.0%}: "
-        f"{len(found) - 1} of the {seen} shortest captions. The last query does not describe any of the videos."
+        f"We searched for the {seen} shortest captions, and show the {len(found) - 1} whose clip ranks first with a "
+        f"probability of at least {NO_MATCH:.0%}. The last query does not describe any of the videos."
     )
     console.print(rule, soft_wrap=True)
     for result in found:
@@ -236,7 +236,7 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
 
 
 def _in_words(hit: Hit) -> str:
-    name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} (probability {hit.probability:.0%})"
+    name = f"{Path(hit.path).name} {clock(hit.start, hit.end)} (probability {percent(hit.probability)})"
     return name if hit.probability >= NO_MATCH else f"Probably nothing in this index matches; the best hit is {name}"
 
 
@@ -291,7 +291,7 @@ def _result(index: VideoIndex, hit: Hit, correct: bool | None) -> Result:
     shown = show_hit(index, hit, with_preview=False)
     return Result(
         title=f"{Path(hit.path).name}  {clock(hit.start, hit.end)}",
-        score=f"{hit.probability:.0%}",
+        score=percent(hit.probability),
         strip=shown.strip,
         regions=next((picture for phrase, picture in shown.regions if not phrase), None),
         phrases=[(phrase, picture) for phrase, picture in shown.regions if phrase],

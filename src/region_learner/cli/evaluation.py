@@ -307,7 +307,8 @@ _Picture = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Also save an image of the regions, codes and masks or, with --query, of where its phrases are found.",
+        help="Also save an image of the regions, codes and masks or, with --query, of where its phrases are found. "
+        "For several videos, each image has the number and name of its video in its file name.",
     ),
 ]
 _Query = Annotated[
@@ -419,17 +420,30 @@ def _print_regions(model: str, videos: list[str], output: Path | None, as_json: 
 
     encoder, processor = _load(model)
     report = region_report(encoder, processor(videos=videos, return_tensors="pt")["pixel_values_videos"])
-    if output is not None:
-        with naming(output):
-            draw_report(encoder, processor, videos).save(output)
+    pictures = _picture_files(output, videos)
+    for video, picture in pictures.items():
+        with naming(picture):
+            draw_report(encoder, processor, video).save(picture)
     if as_json:
         print_json(report)
     else:
         rows = {str(number): row for number, row in enumerate(report.pop("regions"), start=1)}
         print_rows("region", rows | {"mean": {name: report.pop(name) for name in rows["1"]}})
         print_result(report)
-    if output is not None:
-        print_wrote(output)
+    for picture in pictures.values():
+        print_wrote(picture)
+
+
+def _picture_files(output: Path | None, videos: list[str]) -> dict[str, Path]:
+    """Returns the file of the picture of each video: `output`, or for several videos, a file beside it for each."""
+    if output is None:
+        return {}
+    if len(videos) == 1:
+        return {videos[0]: output}
+    return {
+        video: output.with_name(f"{output.stem}-{number}-{Path(video).stem}{output.suffix}")
+        for number, video in enumerate(videos, start=1)
+    }
 
 
 def _print_phrases(model: str, videos: list[str], query: str, output: Path | None, as_json: bool) -> None:
@@ -445,9 +459,10 @@ def _print_phrases(model: str, videos: list[str], query: str, output: Path | Non
         )
         for video in videos
     }
-    if output is not None:
-        with naming(output):
-            draw_phrases(encoder, processor, videos, query).save(output)
+    pictures = _picture_files(output, videos)
+    for video, picture in pictures.items():
+        with naming(picture):
+            draw_phrases(encoder, processor, video, query).save(picture)
     rows = {video: [_phrase_row(match) for match in matches] for video, matches in found.items()}
     if as_json:
         print_json(rows)
@@ -455,8 +470,8 @@ def _print_phrases(model: str, videos: list[str], query: str, output: Path | Non
         for video, of_video in rows.items():
             print(f"{video}:")
             print_rows("phrase", {f"{number} {row.pop('text')}": row for number, row in enumerate(of_video)})
-    if output is not None:
-        print_wrote(output)
+    for picture in pictures.values():
+        print_wrote(picture)
 
 
 def _phrase_row(match: "PhraseMatch") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,10 +19,12 @@ from ..visualization import (
     draw_regions,
     frame_strip,
     frames_of_height,
+    region_colors,
 )
 from .region_evaluation import tower_with_regions
 
 _CLIPS_AT_ONCE = 16
+_INK = (30, 30, 30)
 _LABEL = 60  # maximum number of characters of a phrase in a picture
 
 
@@ -161,63 +164,77 @@ def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
     return used.float().mean().item()
 
 
-def draw_report(model, processor, videos: Sequence[Any], height: int = 160) -> Image.Image:
+def draw_report(model, processor, video: Any, height: int = 160) -> Image.Image:
     """
-    Draws the regions of videos as one picture. For each video, it shows its frames with regions, its frames with codes
-    (if the model has any), and the mask of every region.
+    Draws the regions of a video as one picture: its frames with regions and their times, its frames with codes (if the
+    model has any), and the mask of every region.
 
     Args:
         model: any model with a video tower, or the tower alone.
         processor: its processor, or the video processor alone.
-        videos: a list of clips that the processor accepts.
+        video: a video that the processor accepts.
         height: height of one frame in pixels.
 
     Raises:
-        VideoDecodeError: a video cannot be read.
+        VideoDecodeError: the video cannot be read.
         ValueError: the model has no regions.
+
+    Example:
+
+        draw_report(model, processor, "clip.mp4").save("regions.png")
     """
-    video_processor = getattr(processor, "video_processor", processor)
-    blocks: list[tuple[str, Image.Image]] = []
-    for video in videos:
-        seen = video_processor([video], return_tensors="pt")["pixel_values_videos"]
-        masks, cluster_ids = _outputs(model, seen)
-        frames = frames_of_height(video_processor, video, height, seen.shape[-2])
-        name = f"{os.path.basename(video)}: " if isinstance(video, str | os.PathLike) else ""
-        blocks.append((f"{name}the regions", frame_strip(draw_regions(frames, masks[0], height=height), height)))
-        if cluster_ids is not None:
-            blocks.append(
-                ("The code of each patch", frame_strip(draw_clusters(frames, cluster_ids[0], height=height), height))
-            )
-        blocks.append(("The mask of every region", draw_region_grid(frames, masks[0], height=height)))
-    return _stack(blocks, text=max(11, height // 8))
+    seen, frames, times = _read(getattr(processor, "video_processor", processor), video, height)
+    masks, cluster_ids = _outputs(model, seen)
+    text = max(11, height // 8)
+    name = f"{os.path.basename(video)}: " if isinstance(video, str | os.PathLike) else ""
+    strip = _timed_strip(draw_regions(frames, masks[0], height=height), times, height, text)
+    blocks = [(f"{name}regions", strip), ("Colors of the regions", _color_legend(masks.shape[2], strip.width, text))]
+    if cluster_ids is not None:
+        codes = draw_clusters(frames, cluster_ids[0], height=height)
+        blocks.append(("Code of each patch (one color per code)", frame_strip(codes, height)))
+    blocks.append(("Mask of every region", draw_region_grid(frames, masks[0], height=height)))
+    return _stack(blocks, text)
 
 
-def draw_phrases(model, processor, videos: Sequence[Any], text: str, height: int = 160) -> Image.Image:
+def draw_phrases(model, processor, video: Any, text: str, height: int = 160) -> Image.Image:
     """
-    Draws where videos show a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture. For
-    each video, it shows its frames, and then one row for each phrase with its heat map over the frames.
+    Draws where a video shows a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture:
+    its frames with their times, and then one row for each phrase with its heat map over the frames.
 
     Args:
         model: a dual encoder with `token_dim`.
         processor: its processor.
-        videos: a list of clips that the processor accepts.
+        video: a video that the processor accepts.
         text: the text.
         height: height of one frame in pixels.
 
     Raises:
-        VideoDecodeError: a video cannot be read.
+        VideoDecodeError: the video cannot be read.
         ValueError: the model does not compare words with regions, or the text has no words.
+
+    Example:
+
+        draw_phrases(model, processor, "clip.mp4", "a red circle moves left").save("phrases.png")
     """
-    blocks: list[tuple[str, Image.Image]] = []
-    for video in videos:
-        seen = processor(videos=[video], return_tensors="pt")["pixel_values_videos"]
-        frames = frames_of_height(processor.video_processor, video, height, seen.shape[-2])
-        name = os.path.basename(video) if isinstance(video, str | os.PathLike) else "Frames"
-        blocks.append((name, frame_strip([Image.fromarray(frame) for frame in frames], height)))
-        matches = find_words(model, processor, seen, text)
-        rows = draw_heat_maps(frames, torch.stack([match.heat_map for match in matches]), height=height)
-        blocks += [(_label(match), frame_strip(row, height)) for match, row in zip(matches, rows)]
-    return _stack(blocks, text=max(11, height // 10))
+    seen, frames, times = _read(processor.video_processor, video, height)
+    matches = find_words(model, processor, seen, text)
+    size = max(11, height // 10)
+    name = os.path.basename(video) if isinstance(video, str | os.PathLike) else "Frames"
+    blocks = [(name, _timed_strip([Image.fromarray(frame) for frame in frames], times, height, size))]
+    rows = draw_heat_maps(frames, torch.stack([match.heat_map for match in matches]), height=height)
+    blocks += [(_label(match), frame_strip(row, height)) for match, row in zip(matches, rows)]
+    return _stack(blocks, size, footer="Orange: where the phrase was found. White line: the border of that area.")
+
+
+def _read(video_processor, video: Any, height: int) -> tuple[torch.Tensor, np.ndarray, list[float] | None]:
+    """
+    Returns a video as input of the model (1, T, C, h, w), its frames at another height, uint8 (T, H, W, 3), and the
+    times of the frames in seconds. Times are None if the video has none, as for a tensor.
+    """
+    batch = video_processor([video], return_tensors="pt", return_metadata=True)
+    seen, metadata = batch["pixel_values_videos"], batch["video_metadata"][0]
+    times = None if metadata.fps is None else [float(time) for time in metadata.timestamps]
+    return seen, frames_of_height(video_processor, video, height, seen.shape[-2]), times
 
 
 def _label(match: PhraseMatch) -> str:
@@ -226,14 +243,56 @@ def _label(match: PhraseMatch) -> str:
     return f"“{text}”  {match.similarity:.2f}{frame}"
 
 
-def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int) -> Image.Image:
-    """Stacks pictures vertically, each under its heading."""
+def _timed_strip(
+    pictures: Sequence[Image.Image], times: Sequence[float] | None, height: int, text: int
+) -> Image.Image:
+    """Joins the pictures of one clip, with the time of each frame below it."""
+    strip = frame_strip(pictures, height)
+    if times is None:
+        return strip
+    sheet = Image.new("RGBA", (strip.width, height + 2 * text), "white")
+    sheet.paste(strip, (0, 0), strip)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=text)
+    for column, time in enumerate(times):
+        middle = (column + 0.5) * strip.width / len(times)
+        draw.text((middle, height + text), f"{time:.1f} s", fill=_INK, font=font, anchor="mm")
+    return sheet
+
+
+def _color_legend(regions: int, width: int, text: int) -> Image.Image:
+    """Returns a legend of at least `width` pixels with the number of each region on its color."""
+    side = 2 * text
+    per_row = max(1, width // (side + text // 2))
+    rows = math.ceil(regions / per_row)
     font = ImageFont.load_default(size=text)
-    width = max(max(picture.width, math.ceil(font.getlength(heading))) for heading, picture in blocks)
-    sheet = Image.new("RGB", (width + 2 * text, sum(picture.height + 3 * text for _, picture in blocks)), "white")
+    legend = Image.new("RGB", (max(width, side), rows * (side + text // 2) - text // 2), "white")
+    draw = ImageDraw.Draw(legend)
+    for region, color in enumerate(region_colors(regions)):
+        row, column = divmod(region, per_row)
+        left, top = column * (side + text // 2), row * (side + text // 2)
+        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=color)
+        bright = sum(color) > 3 * 128
+        draw.text(
+            (left + side / 2, top + side / 2),
+            str(region + 1),
+            fill=_INK if bright else "white",
+            font=font,
+            anchor="mm",
+        )
+    return legend
+
+
+def _stack(blocks: Sequence[tuple[str, Image.Image]], text: int, footer: str = "") -> Image.Image:
+    """Stacks pictures vertically, each under its heading, with a footer below."""
+    font = ImageFont.load_default(size=text)
+    lines = [footer, *(heading for heading, _ in blocks)]
+    width = max(*(picture.width for _, picture in blocks), *(math.ceil(font.getlength(line)) for line in lines))
+    height = sum(picture.height + 3 * text for _, picture in blocks) + (2 * text if footer else 0)
+    sheet = Image.new("RGB", (width + 2 * text, height), "white")
     draw, top = ImageDraw.Draw(sheet), 0
     for heading, picture in blocks:
-        draw.text((text, top + text), heading, fill=(30, 30, 30), font=font, anchor="lm")
+        draw.text((text, top + text), heading, fill=_INK, font=font, anchor="lm")
         sheet.paste(picture, (text, top + 2 * text), picture if picture.mode == "RGBA" else None)
         top += picture.height + 3 * text
+    draw.text((text, top + text // 2), footer, fill=_INK, font=font, anchor="lm")
     return sheet
