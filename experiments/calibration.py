@@ -83,7 +83,7 @@ class Embedded:
 
 @dataclass
 class Cases:
-    """The best hits of queries, (n, columns); whether they are right, and whether the clip was there, (n,)."""
+    """The best hits of queries, (n, columns); whether they are right and whether the gallery had the clip, (n,)."""
 
     columns: np.ndarray
     right: np.ndarray

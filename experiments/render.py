@@ -181,7 +181,8 @@ def _again(setting: str, *names: str) -> str:
 
 
 def _words(setting: str, table: str) -> str:
-    return word_table(read_runs(RUNS / f"{setting}_words.jsonl"), rows_of([table]))
+    found, runs = (read_runs(RUNS / f"{setting}{suffix}.jsonl") for suffix in ("_words", ""))
+    return word_table(found, rows_of([table]), runs)
 
 
 def _word_contrasts(setting: str) -> str | None:

@@ -90,7 +90,7 @@ def run_in_processes(
 ) -> None:
     """
     Calls `function(*arguments)` for each of `tasks` (names with arguments), `jobs` at a time, each in its own process.
-    They share the CPU cores and take turns on the GPUs.
+    The processes share the CPU cores and take turns on the GPUs.
 
     Args:
         keep: called in this process with each result as soon as it is available.

@@ -358,6 +358,7 @@ WORD_CONTRASTS = [
     ("queries_24", "queries"),
     ("queries", "tubes"),
     ("queries", "all_patches"),
+    ("all_patches", "no_regions"),
     ("queries_negatives", "queries"),
 ]
 

@@ -169,17 +169,21 @@ def _paired_token_scores(
     )
 
 
-def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
-    """Returns the measurements as a table: means over seeds with 95 % intervals, or the values of one or two seeds."""
+def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> str:
+    """
+    Returns the measurements as a table: means over seeds with 95 % intervals, or the values of one or two seeds. The
+    numbers of parameters are those of `runs`, the recorded training runs.
+    """
     lines, columns = [], _columns(found)
+    parameters = {run["row"]: f"{run['parameters'] / 1000:.0f} k" for run in runs}
     for row in rows:
         of_row = [one for one in found if one["row"] == row.name]
         if of_row:
             cells = [
                 mean_cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
             ]
-            lines.append([row.label, str(len(of_row)), *cells])
-    return markdown(["model", "seeds", *columns.values()], lines)
+            lines.append([row.label, str(len(of_row)), *cells, parameters[row.name]])
+    return markdown(["model", "seeds", *columns.values(), "parameters"], lines)
 
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
@@ -268,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ChildProcessError as error:
             parser.exit(1, f"{error}\n")
     found = read_runs(path)
-    print(word_table(found, rows))
+    print(word_table(found, rows, read_runs(options.output / f"{options.setting}.jsonl")))
     if contrasts := word_contrasts(found, WORD_CONTRASTS):
         print(f"\n{contrasts}")
 

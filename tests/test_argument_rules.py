@@ -1,8 +1,8 @@
 """
-Every argument of `transformers.TrainingArguments` works, or is refused by name.
+Tests that every argument of `transformers.TrainingArguments` either works or is refused by name.
 
-`INHERITED` are read by code of transformers alone, which the Trainer here neither replaces nor keeps from running (a
-test reads that code). `HANDLED` are read, or kept from harm, by code of this package: the test that shows it is named.
+`INHERITED` are read only by code of transformers that our Trainer neither replaces nor skips (a test inspects that
+code). `HANDLED` are read or checked by this package, and each names the test that shows it.
 """
 
 import ast
@@ -87,7 +87,7 @@ HANDLED = {
     "resume_from_checkpoint": "test_interruptions.py::test_a_killed_run_resumes_bit_by_bit",
 }
 
-# Not in every version that is supported.
+# Not every supported version of transformers has these.
 NEW = {"activation_checkpointing", "activation_checkpointing_kwargs"}
 
 
@@ -96,7 +96,7 @@ def arguments(**options):
 
 
 def test_every_argument_is_in_the_table():
-    """An argument of a new version of transformers has to be looked at: does it work here?"""
+    """If a new version of transformers adds an argument, check whether it works here, and add it to a table."""
     here = {item.name for item in fields(TrainingArguments)}
     table = [*INHERITED, *HANDLED, *REFUSED]
     assert len(table) == len(set(table))
@@ -104,7 +104,7 @@ def test_every_argument_is_in_the_table():
     assert set(table) - here <= NEW
 
 
-def test_the_tests_of_the_table_are_there():
+def test_the_tests_in_the_table_exist():
     folder = Path(__file__).parent
     for name, where in HANDLED.items():
         file, _, test = where.partition("::")
@@ -112,7 +112,7 @@ def test_the_tests_of_the_table_are_there():
 
 
 def of_transformers() -> dict[str, set[str]]:
-    """Methods of the Trainer of transformers -> names of the arguments that they read."""
+    """Returns the names of the arguments that each method of transformers' Trainer reads."""
     tree = ast.parse(inspect.getsource(Trainer).expandtabs())
     names = {item.name for item in fields(TrainingArguments)}
     found: dict[str, set[str]] = {}
@@ -125,9 +125,9 @@ def of_transformers() -> dict[str, set[str]]:
 
 
 def test_inherited_arguments_are_read_by_code_that_runs_here():
-    """What the Trainer here replaces does not run, or not always: what only it reads would be dropped in silence."""
+    """Methods that our Trainer replaces may not run, so arguments that they read could be silently ignored."""
     methods = of_transformers()
-    # Of training, which only the replaced loader calls; and what is left out on some ways through the methods here.
+    # Methods that only the replaced training loader calls, and methods that our Trainer skips in some cases.
     replaced = {"_get_dataloader", "_get_train_sampler", "training_step", "prediction_step", "create_scheduler"}
     for name, method in vars(RegionLearnerTrainer).items():
         if name in methods and f"super().{name}" not in inspect.getsource(method):
@@ -172,7 +172,7 @@ def test_refused_arguments(options):
 def test_all_refusals_are_tested():
     marks = test_refused_arguments.pytestmark[0].args[1]
     assert {next(iter(options)) for options in marks} == set(REFUSED)
-    arguments(label_names=None)  # as in transformers, where it stands for the default
+    arguments(label_names=None)  # the default of transformers is accepted
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_an_evaluation_drops_no_rows(tmp_path, size):
         if not name.endswith(timed):
             assert found[name] == pytest.approx(value, rel=1e-6), name
     assert "eval_t2v_R@1" in found
-    assert dropping.args.dataloader_drop_last  # as before, for training
+    assert dropping.args.dataloader_drop_last  # still set, for training
     assert len(dropping.get_train_dataloader()) == 6
     assert len(trainer(tmp_path, rows(7), dataloader_drop_last=True).get_train_dataloader()) == 1
 
@@ -279,7 +279,7 @@ def test_arguments_of_the_loader(tmp_path):
     assert made.get_train_dataloader().pin_memory
 
 
-def test_evaluation_in_pieces_is_that_of_the_whole(tmp_path):
+def test_evaluation_in_pieces_equals_the_whole(tmp_path):
     whole, pieces = (trainer(tmp_path, eval_accumulation_steps=steps, per_device_eval_batch_size=2).evaluate()
                      for steps in (None, 1))  # fmt: skip
     assert whole["eval_t2v_MeanR"] == pieces["eval_t2v_MeanR"]
@@ -292,7 +292,7 @@ def test_optimizers(tmp_path):
     assert {group["lr"] for group in made.optimizer.param_groups} == {0.5, 0.25}
 
 
-def test_an_optimizer_from_python_is_taken(tmp_path):
+def test_an_optimizer_from_python_is_used(tmp_path):
     def create(options):
         given = (torch.optim.SGD, options)
         made = trainer(tmp_path, optimizer_cls_and_kwargs=given, learning_rate=0.5, video_learning_rate=0.25)
@@ -324,7 +324,7 @@ def test_noise_on_the_embeddings_of_words(tmp_path):
         )
 
 
-def test_a_loss_of_ones_own_goes_without_cached_gradients(tmp_path):
+def test_a_custom_loss_is_refused_with_cached_gradients(tmp_path):
     with pytest.raises(ValueError, match="leave out compute_loss_func"):
         RegionLearnerTrainer(
             model=tiny_model(),
@@ -335,7 +335,7 @@ def test_a_loss_of_ones_own_goes_without_cached_gradients(tmp_path):
 
 
 def test_a_checkpoint_at_the_end_of_the_time_is_complete(tmp_path):
-    """`enable_jit_checkpoint` marks it as incomplete by a file of its own, which goes when it is saved."""
+    """`enable_jit_checkpoint` marks a checkpoint as incomplete by a file, and removes the file when it is saved."""
     from transformers.trainer_jit_checkpoint import CheckpointManager
 
     from region_learner.training.checkpoints import incompleteness
@@ -359,8 +359,8 @@ def test_inherited_arguments_together(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_the_cpu_has_no_number():
-    """`torch.load` does not know "cpu:0", the name that the device has in one of several processes."""
+def test_the_cpu_has_no_index():
+    """`torch.load` does not accept "cpu:0", the name of the device in a distributed run."""
     args = arguments()
     args.__dict__["_setup_devices"] = torch.device("cpu", 0)
     assert str(args.device) == "cpu"
@@ -382,7 +382,7 @@ _ONLY_TOKENS = {"video_pooling": "cls_patch_max", "token_dim": 8}
     ],
 )
 def test_when_unused_parameters_are_looked_for(tmp_path, head, options, given, expected):
-    """Motion needs two frames, and heads have no tokens. The user's choice is left as it is."""
+    """Motion is unused for single frames, and tokens are unused by heads. The user's choice is kept."""
     model = tiny_model(**options)
     made = RegionLearnerTrainer(
         model=model if head is None else head(model.config),
@@ -394,14 +394,14 @@ def test_when_unused_parameters_are_looked_for(tmp_path, head, options, given, e
 
 
 def test_loader_processes_of_every_evaluation_are_watched(tmp_path):
-    """Also those that persist, which the Trainer keeps for the next evaluation."""
+    """This includes persistent processes, which the Trainer keeps for the next evaluation."""
     made = trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
     first, second = made.get_eval_dataloader(), made.get_eval_dataloader()
     assert isinstance(first, WatchedLoader)
     assert second is first
 
 
-def test_an_epoch_has_the_rows_of_its_batches(tmp_path):
-    """What the Trainer computes `train_samples_per_second` from."""
+def test_an_epoch_counts_the_rows_of_its_batches(tmp_path):
+    """The Trainer computes `train_samples_per_second` from this number."""
     made = trainer(tmp_path, rows(9))
     assert made.num_examples(made.get_train_dataloader()) == 12  # three full batches of 4

@@ -1,4 +1,4 @@
-"""Image models as backbones, and CLIP-like checkpoints as models of videos: the table of docs/backbones.md."""
+"""Tests image models as backbones and CLIP-like checkpoints as video models (the table of docs/backbones.md)."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def siglip_tokenizer():
 
 
 def gemma_tokenizer():
-    """As in the files of SigLIP 2: upper case is in its vocabulary, but the model never saw any."""
+    """Returns a tokenizer like that of SigLIP 2: its vocabulary has upper case, which the model never saw."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *LETTERS, *LETTERS.upper(), "▁", "!"]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -86,7 +86,7 @@ def gemma_tokenizer():
 
 @dataclasses.dataclass
 class Family:
-    """How the files of a family of checkpoints are made."""
+    """The parts that a checkpoint of a model family is made of."""
 
     model_type: str
     tokenizer: object
@@ -117,12 +117,12 @@ def save_family(name: str, folder: Path) -> torch.nn.Module:
     tokenizer = family.tokenizer()
     text = SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
     options = {}
-    if family.model_type.startswith("siglip"):  # their files name no special tokens
+    if family.model_type.startswith("siglip"):  # their configurations do not name special tokens
         text |= {"projection_size": SIZES["hidden_size"]}
     else:
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
         text |= {token: getattr(tokenizer, token) for token in special}
-        if name == "clip":  # as in the files of OpenAI, although its tokenizer has others
+        if name == "clip":  # OpenAI's configuration has these, although its tokenizer has others
             text |= dict(zip(special, (0, 2, 1)))
         options["projection_dim"] = 24
     config = CONFIG_MAPPING[family.model_type](vision_config=SIZES | family.vision, text_config=text, **options)
@@ -137,7 +137,7 @@ def save_family(name: str, folder: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Directories and models of checkpoints by family, made when asked for."""
+    """A function that returns the directory and the model of a family, which are made on first use."""
     root, made = tmp_path_factory.mktemp("dual_encoders"), {}
 
     def get(name: str):
@@ -156,12 +156,12 @@ def picture(seed: int, height: int = 50, width: int = 50) -> Image.Image:
 
 @torch.no_grad()
 def original_embeddings(folder: Path, model, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normalized embeddings of images and `CAPTIONS` by the original model's own processor and code."""
+    """Returns the normalized embeddings of images and `CAPTIONS` by the original model and its own processor."""
     inputs = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     captions = CAPTIONS
     if isinstance(tokenizer, GemmaTokenizer) and not isinstance(tokenizer, Siglip2Tokenizer):
-        captions = [caption.lower() for caption in CAPTIONS]  # as SigLIP 2's documentation asks
+        captions = [caption.lower() for caption in CAPTIONS]  # SigLIP 2's documentation asks for it
     is_siglip = model.config.model_type.startswith("siglip")
     padding = {"padding": "max_length", "max_length": 32} if is_siglip else {"padding": True}
     tokens = tokenizer(captions, return_tensors="pt", truncation=True, **padding)
@@ -188,12 +188,12 @@ def close(ours, theirs, tolerance=1e-5):
     [{}, {"region_form": "decoupled", **REGIONS}, {"region_form": "queries", **REGIONS}],
     ids=["alone", "with_regions", "with_queries"],
 )
-def test_embeddings_are_those_of_the_original(checkpoints, family, regions, tmp_path):
+def test_embeddings_match_the_original(checkpoints, family, regions, tmp_path):
     folder, original = checkpoints(family)
     model, processor = from_pretrained_towers(folder, **regions), processor_from_towers(folder)
     images = [picture(seed, *((50, 50) if family == "siglip2_naflex" else (50, 70))) for seed in range(3)]
     expected = list(original_embeddings(folder, original, images))
-    assert (expected[1][0] - expected[1][2]).abs().max() > 0.05  # texts do matter
+    assert (expected[1][0] - expected[1][2]).abs().max() > 0.05  # embeddings depend on the text
     for ours, theirs in zip(our_embeddings(model, processor, images), expected):
         close(ours, theirs)
     assert (model.video_model.region_projection is not None) == bool(regions)
@@ -207,7 +207,7 @@ def test_embeddings_are_those_of_the_original(checkpoints, family, regions, tmp_
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_logits_are_those_of_the_original(checkpoints, family):
+def test_logits_match_the_original(checkpoints, family):
     folder, original = checkpoints(family)
     images = [picture(seed) for seed in range(3)]
     image, text = original_embeddings(folder, original, images)
@@ -229,7 +229,7 @@ def test_rescaling_of_the_image_processor(checkpoints, tmp_path):
 @pytest.mark.parametrize("family", ["clip", "siglip2"])
 @torch.no_grad()
 def test_the_same_name_twice_is_one_checkpoint(checkpoints, family):
-    """Neither its projections nor its image processor are replaced."""
+    """If both towers come from one checkpoint, its projections and its image processor are kept."""
     folder, _ = checkpoints(family)
     options = {"as_backbone": family == "clip"}
     twice = from_pretrained_towers(folder, str(folder), **options), processor_from_towers(folder, folder, **options)
@@ -268,7 +268,7 @@ def test_one_side_of_a_dual_encoder_is_refused(checkpoints, tmp_path):
 
 @torch.no_grad()
 def test_regions_are_added_to_a_saved_model(checkpoints, tmp_path):
-    """The second stage of: fine-tune without regions, then continue with regions."""
+    """A model that was fine-tuned without regions can be continued with regions."""
     plain = from_pretrained_towers(checkpoints("clip")[0])
     plain.save_pretrained(tmp_path)
     processor_from_towers(checkpoints("clip")[0]).save_pretrained(tmp_path)
@@ -317,7 +317,7 @@ def test_evaluate_is_zero_shot(checkpoints, corpus, family, tmp_path):
     folder, _ = checkpoints(family)
     output = tmp_path / "results.json"
     arguments = ["--corpus", "folder", "--data-dir", str(corpus), "--split", "test", "--output", str(output)]
-    run("evaluate", str(folder), *arguments, "--num-frames", "16")  # more than 12
+    run("evaluate", str(folder), *arguments, "--num-frames", "16")  # more than the default of 12
     assert json.loads(output.read_text())["protocol"]["frames"] == 16
     run("evaluate", str(folder), *arguments)
     results = json.loads(output.read_text())
@@ -389,7 +389,7 @@ BACKBONES = [*TRANSFORMERS, *TIMM]
 
 
 def video_config(name: str, **options) -> tuple[RegionLearnerVideoConfig, tuple[int, int]]:
-    """The configuration of a video tower on a backbone, and a size of frames that it takes."""
+    """Returns the configuration of a video tower on a backbone, and a frame size (height, width) that it accepts."""
     if name in TRANSFORMERS:
         size = (64, 96) if "conv" in name else (32, 32)
         return RegionLearnerVideoConfig(backbone_config=TRANSFORMERS[name], **REGIONS | options), size
@@ -419,7 +419,7 @@ def test_regions_start_without_influence(name):
     pooled = model.video_model._encode_frames(clip, False).pooler_output
     close(outputs.pooler_output, pooled.mean(1), 0)
     grid = outputs.region_masks.shape[-2:]
-    assert grid[0] * size[1] == grid[1] * size[0]  # of the shape of the frame
+    assert grid[0] * size[1] == grid[1] * size[0]  # the grid has the aspect ratio of the frame
     assert outputs.region_masks.shape[:3] == (2, 3, 3)
     assert outputs.cluster_ids.shape == (2, 3, *grid)
     assert outputs.last_hidden_state.shape == (2, 3 + 9, model.config.video_config.hidden_size)
@@ -437,11 +437,11 @@ def test_checkpoints_are_complete(name, tmp_path):
     again = RegionLearnerModel.from_pretrained(tmp_path)
     close(again(pixel_values_videos=clip).video_embeds, expected.video_embeds, 0)
     saved = json.loads((tmp_path / "config.json").read_text())["video_config"]
-    assert ("hidden_size" in saved) == (name in TIMM)  # never twice
+    assert ("hidden_size" in saved) == (name in TIMM)  # otherwise it is in the backbone's configuration
 
 
 def image_states(name: str, backbone, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patches (B, N, D) and the pooled state (B, D) of images, by the names that each model gives them."""
+    """Returns the patches (B, N, D) and the pooled state (B, D) of images from each model's own outputs."""
     if name in TIMM:
         states = backbone.timm_model.forward_features(images)
         pooled = backbone.timm_model.forward_head(states)
@@ -460,7 +460,7 @@ def image_states(name: str, backbone, images: torch.Tensor) -> tuple[torch.Tenso
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "siglip2_naflex"])
 @torch.no_grad()
-def test_patches_leave_out_other_tokens(name):
+def test_patches_exclude_other_tokens(name):
     model, size = backbone_model(name)
     randomize(model)
     images = frames_of(size, frames=1)
@@ -471,8 +471,8 @@ def test_patches_leave_out_other_tokens(name):
 
 
 @torch.no_grad()
-def test_patches_of_siglip2_naflex_are_those_of_its_processor():
-    """A frame of one colour per patch, of which each token is known to be its patch."""
+def test_patches_of_siglip2_naflex_match_its_processor():
+    """The patches of a frame are the same, in the same order, as those that the image processor cuts."""
     model, _ = backbone_model("siglip2_naflex")
     images = picture(0, 32, 48)
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=24, do_resize=True)
@@ -502,7 +502,7 @@ def test_masked_frames_have_no_influence(name):
 
 @pytest.mark.parametrize("interaction_layers", [0, 1])
 @torch.no_grad()
-def test_the_order_of_frames_matters_through_regions_alone(interaction_layers):
+def test_the_order_of_frames_matters_only_through_regions(interaction_layers):
     model, size = backbone_model("clip", interaction_layers=interaction_layers)
     clip = frames_of(size)
     close(model.get_video_features(clip).pooler_output, model.get_video_features(clip.flip(1)).pooler_output)
@@ -515,7 +515,7 @@ def test_the_order_of_frames_matters_through_regions_alone(interaction_layers):
 
 
 def brightening(batch: int, seed: int) -> torch.Tensor:
-    """Clips that become brighter, and the same clips backwards: (2 * batch, 4, 3, 32, 32)."""
+    """Returns clips that become brighter, and the same clips backwards: (2 * batch, 4, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
     colours = 0.3 * torch.randn(batch, 1, 3, 1, 1, generator=generator)
     noise = 0.1 * torch.randn(batch, 4, 3, 32, 32, generator=generator)
@@ -524,7 +524,7 @@ def brightening(batch: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("regions", [{}, NO_REGIONS], ids=["with_regions", "alone"])
-def test_the_order_of_frames_is_learned_with_regions_alone(regions):
+def test_the_order_of_frames_is_learned_only_with_regions(regions):
     model, _ = backbone_model("clip", **regions)
     randomize(model.video_model.backbone).requires_grad_(False)
     randomize(model.text_model)
@@ -633,13 +633,13 @@ def test_tokens_after_the_patches_are_refused():
         ({**NO_REGIONS, "layer_norm_eps": 0.1}, "layer_norm_eps=0.1 has no effect with a backbone"),
     ],
 )
-def test_configurations_that_do_not_fit(options, message):
+def test_invalid_configurations_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RegionLearnerVideoConfig(**{"backbone_config": TRANSFORMERS["clip"]} | REGIONS | options)
 
 
-def test_options_of_the_region_modules_layers():
-    """Of the kinds of regions that have some, and a norm for codes alone."""
+def test_layer_options_are_accepted_where_they_have_an_effect():
+    """All need layers in the region module, except for `layer_norm_eps`, for which a codebook suffices."""
     for options in (
         {"intermediate_size": 48},
         {"interaction_layers": 0, "region_form": "queries", "hidden_act": "relu"},
@@ -667,7 +667,7 @@ def test_overrides_of_a_backbone():
     own = RegionLearnerConfig.from_dict(config.to_dict(), video_config={"intermediate_size": 48})
     again = RegionLearnerConfig.from_dict(own.to_dict())
     assert (again.video_config.intermediate_size, again.video_config.backbone_config.intermediate_size) == (48, 64)
-    assert again.video_config.hidden_act == "quick_gelu"  # of CLIP
+    assert again.video_config.hidden_act == "quick_gelu"  # the activation of CLIP
     wider = RegionLearnerConfig.from_dict(config.to_dict(), video_config={"backbone_config": {"hidden_size": 64}})
     assert wider.video_config.hidden_size == 64
     with pytest.raises(ValueError, match="did you mean 'num_hidden_layers'"):
@@ -685,7 +685,7 @@ def test_more_frames():
     close(more(pixel_values_videos=clip[:, :2]).video_embeds, model(pixel_values_videos=clip[:, :2]).video_embeds)
     assert more(pixel_values_videos=clip).video_embeds.shape == (2, 16)
     late, _ = backbone_model("clip", num_frames=2, **NO_REGIONS)
-    assert late(pixel_values_videos=clip).video_embeds.shape == (2, 16)  # has no positions
+    assert late(pixel_values_videos=clip).video_embeds.shape == (2, 16)  # it has no temporal positions
     for arguments, message in (((0,), "num_frames=0 must be at least 1"), ((3, "zero"), "fill='zero' is not known")):
         with pytest.raises(ValueError, match=message):
             late.resize_frames(*arguments)
@@ -696,7 +696,7 @@ def test_more_frames():
 
 
 def test_frames_per_clip_of_a_run(checkpoints, corpus, tmp_path):
-    """The option sets the temporal positions of a CLIP, too. A checkpoint keeps its own, and says so."""
+    """`--num-frames` also sets the temporal positions on CLIP. Checkpoints refuse more frames than they have."""
     folder, _ = checkpoints("clip")
     arguments = ["--corpus=folder", "--data-dir", str(corpus), "--region-form=decoupled", "--num-frames", "14"]
     config = ["--video_config", json.dumps(REGIONS)]
@@ -760,7 +760,7 @@ def test_adapters_learn_in_a_backbone(name):
     for part in ("region_module", "region_projection", "temporal_embeddings"):
         assert any(part in key for key in names), part
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):  # B is zero at first, and A has no gradient before it is not
+    for _ in range(2):  # LoRA's B starts at zero, so A only learns from the second step on
         adapted(**texts(), pixel_values_videos=frames_of(size), return_loss=True).loss.backward()
         without = [key for key, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
         assert not [key for key in without if "backbone" in key]
@@ -914,7 +914,7 @@ def test_compiled_backbones():
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dinov3", "timm_pe_core", "timm_eva02"])
-def test_features_take_the_place_of_frames(name):
+def test_features_can_replace_frames(name):
     model, size = backbone_model(name)
     randomize(model)
     clip = frames_of(size)
@@ -938,7 +938,7 @@ def test_features_take_the_place_of_frames(name):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_real_clips_through_the_whole_path(checkpoints, shared_data, tmp_path):
-    """Zero-shot, fine-tuned, and with regions: the commands of docs/regions_on_your_data.md."""
+    """Runs the commands of docs/regions_on_your_data.md: zero-shot, fine-tuned, and with regions."""
     videos = tmp_path / "videos"
     (videos / "train").mkdir(parents=True)
     (videos / "test").mkdir()

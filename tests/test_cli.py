@@ -1,4 +1,4 @@
-"""The command line: help, names of options, usage errors, output. What commands do is tested with what they call."""
+"""Tests the help, option names, usage errors and output of the command line, but not what its commands do."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
+    """Returns the exit code, standard output and standard error."""
     with pytest.raises(SystemExit) as end:
         main(list(argv))
     return end.value.code, *capsys.readouterr()
@@ -46,7 +46,7 @@ def names_of(command) -> set[str]:
 
 
 def test_help_imports_nothing_that_takes_seconds():
-    """Of all commands in one process, as each would add what it imports."""
+    """All commands run in one process, which collects the imports of each."""
     script = f"""
 import sys
 from region_learner.cli import main
@@ -99,7 +99,7 @@ def test_without_a_command_the_help_is_shown_as_an_error(capsys):
         assert err.startswith(f"Usage: {' '.join(['region-learner', *argv])} ")
 
 
-def test_help_of_train_has_all_options_of_ours_and_some_of_transformers():
+def test_help_of_train_has_all_our_options_and_some_of_transformers():
     ours = {item.name for cls in (ModelArguments, DataArguments, OwnTrainingArguments) for item in fields(cls)}
     shown = [name for names in ARGUMENT_GROUPS.values() for name in names]
     assert len(shown) == len(set(shown))
@@ -163,7 +163,7 @@ def test_train_takes_the_names_of_other_commands(given, capsys):
 
 
 @pytest.mark.parametrize("option", ["--max-unreadable", "--max_unreadable"])
-def test_options_are_spelt_with_either_line(option, capsys):
+def test_options_are_spelled_with_hyphens_or_underscores(option, capsys):
     for argv in (["corpus", "check"], ["evaluate", "model"]):
         code, _, err = run(capsys, *argv, option, "many")
         assert code == 2
@@ -218,7 +218,7 @@ def test_missing_videos_may_be_allowed():
 # Output
 
 
-def test_json_alone_is_on_standard_output(capsys, tmp_path):
+def test_only_json_is_on_standard_output(capsys, tmp_path):
     code, out, err = run(capsys, "corpus", "list", "--json")
     assert (code, err) == (0, "")
     assert "folder" in json.loads(out)
@@ -226,7 +226,7 @@ def test_json_alone_is_on_standard_output(capsys, tmp_path):
     assert "folder" in out
 
 
-def test_what_was_written_is_said_once(tmp_path):
+def test_the_written_path_is_printed_once(tmp_path):
     options = '{"train": 1, "val": 0, "test": 0, "test_unseen": 0, "size": 64, "frames": 4}'
     script = "import runpy; runpy.run_module('region_learner', run_name='__main__', alter_sys=True)"
     command = ("corpus", "make", "a", "--corpus-options", options)
@@ -237,7 +237,7 @@ def test_what_was_written_is_said_once(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_warnings_are_told_from_information():
+def test_warnings_are_marked():
     def line(level: int) -> str:
         return _Formatter().format(logging.LogRecord("region_learner", level, "", 0, "a %s", ("b",), None))
 

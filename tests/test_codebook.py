@@ -1,4 +1,4 @@
-"""The quantizer's statistics: what they are, which passes count, and what they are in two processes."""
+"""Tests the quantizer's statistics: their values, which passes count, and that two processes agree with one."""
 
 import logging
 from contextlib import nullcontext
@@ -42,7 +42,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def spread(chosen: torch.Tensor, count: int) -> bool:
-    """Whether one of `count` positions was chosen for each code, each within its own stretch of them."""
+    """Returns whether the position chosen for each code is within its own stretch of `count` positions."""
     stretches = torch.arange(len(chosen) + 1) * count // len(chosen)
     return bool((stretches[:-1] <= chosen).all() and (chosen < stretches[1:]).all())
 
@@ -50,7 +50,7 @@ def spread(chosen: torch.Tensor, count: int) -> bool:
 def test_codes_start_as_features_of_the_first_batch():
     q, x = quantizer(), features()
     with torch.no_grad():
-        assert torch.equal(q(x)[0], x)  # unquantized, in a pass without gradients, too
+        assert torch.equal(q(x)[0], x)  # features stay unquantized, also in a pass without gradients
         assert q.num_updates == 0
     assert torch.equal(q(x)[0], x)
     nearest = distance(q.embed, x).min(1)
@@ -58,19 +58,19 @@ def test_codes_start_as_features_of_the_first_batch():
     assert spread(nearest.indices, 200)
     assert q.num_updates == 1
     assert not q.cluster_sum.any()
-    # As if each code had been the average of an equal share of the batch for one step.
+    # The statistics are as if each code had been the average of an equal share of the batch for one step.
     torch.testing.assert_close(q.cluster_size, torch.full((16,), 0.01 * 200 / 16))
     torch.testing.assert_close(q.embed_avg, q.embed * q.cluster_size[:, None])
     output, ids = q(x)
     assert len(ids.unique()) == 16
-    assert (distance(output, x).min(1).values < 1e-4).all()  # codes of before the second update
+    assert (distance(output, x).min(1).values < 1e-4).all()  # the codes from before the second update
     untrained = quantizer().eval()
     output, ids = untrained(x)
     assert torch.equal(output, untrained.embed[ids])
 
 
-def test_where_in_its_stretch_a_code_starts_depends_on_the_step():
-    """It is not always the first feature: in a regular grid, these, such as frame corners, are all similar."""
+def test_the_start_of_a_code_in_its_stretch_depends_on_the_step():
+    """It is not always the first feature: in a regular grid, first features, such as corners, are all similar."""
     places = []
     for step in range(40):
         q = quantizer()
@@ -88,13 +88,13 @@ def test_where_in_its_stretch_a_code_starts_depends_on_the_step():
     assert (places.std(1) > 3).all()
 
 
-def test_candidates_are_drawn_from_all_passes_of_a_step_alike():
-    """Each code starts on a feature of one of them, whichever of them it is."""
+def test_candidates_are_drawn_equally_from_all_passes_of_a_step():
+    """Each code starts on a feature of one of the passes, which are all equally likely."""
     origins = []
     for trial in range(60):
         q = quantizer(codebook_size=8)
         q.auto_update = False
-        q.num_updates -= trial  # another step: other random numbers, and not yet the first update
+        q.num_updates -= trial  # another step has other random numbers; the first update is still to come
         passes = [features(40, seed=number) for number in range(4)]
         for x in passes:
             q(x)
@@ -143,20 +143,20 @@ def test_evaluation_changes_nothing_and_gradients_pass_straight_through():
 def test_dead_codes_are_revived_from_current_features():
     q = quantizer(codebook_revival_after=36)
     q(features())
-    q.embed[:8] = 1e4  # nobody will choose these
+    q.embed[:8] = 1e4  # no feature will choose these
     q.embed_avg[:8] = 1e4 * q.cluster_size[:8, None]
     for step in range(3):
         before = state(q)
         x = features(seed=step)
         q(x)
-    # Each lies a tenth of the way from a living code to one of its features.
+    # Each revived code lies a tenth of the way from a live code to one of its features.
     ids = distance(x, before["embed"]).argmin(1)
     splits = 0.9 * before["embed"][ids] + 0.1 * x
     nearest = distance(q.embed[:8], splits).min(1)
     assert (nearest.values < 1e-4).all()
     assert len(nearest.indices.unique()) == 8
     assert (q.features_unused[:8] == 0).all()
-    # Each weighs what it would if an average share of the features had chosen it in one step.
+    # Its statistics are as if an average share of the features had chosen it in one step.
     _, ids = quantizer_of(before)(x)
     counts = torch.bincount(ids, minlength=16)
     average = (0.99 * before["cluster_size"] + 0.01 * counts).mean()
@@ -194,8 +194,8 @@ def test_hash_is_uniform():
 
 
 @pytest.mark.parametrize("mode", ["ema", "original"])
-def test_a_revived_run_repeats_itself(mode):
-    """Nothing depends on a random state: the statistics are a function of buffers and batches."""
+def test_a_resumed_run_has_the_same_statistics(mode):
+    """The statistics depend only on buffers and batches, not on a random state."""
     options = {"codebook_mode": mode} | ({"codebook_revival_after": 24} if mode == "ema" else {})
     one, other = quantizer(**options), None
     for step in range(4):
@@ -210,7 +210,7 @@ def test_a_revived_run_repeats_itself(mode):
 
 
 def damaged(seed: int) -> torch.Tensor:
-    """Features of which six are not finite, or too large for a sum of theirs to be, the first and last among them."""
+    """Returns features; six of them, including the first and last, are not finite or too large for a finite sum."""
     x = features(seed=seed)
     x[0, 3], x[17], x[60, 0], x[61, 31], x[150, 5], x[-1, 0] = (
         float("nan"),
@@ -228,7 +228,7 @@ def sound(x: torch.Tensor) -> torch.Tensor:
 
 
 def naive_update(before, x, decay):
-    """The averages after a batch, code by code, of the original: looked up with `before["embed"]`."""
+    """Returns the averages after a batch, computed code by code. Features are looked up in `before["embed"]`."""
     after = {"cluster_size": [], "embed_avg": [], "cluster_sum": []}
     nearest = [min(range(16), key=lambda k: float(((row - before["embed"][k]) ** 2).sum())) for row in x]
     for code in range(16):
@@ -256,8 +256,8 @@ def test_features_that_are_not_finite_do_not_count(mode, decay):
 
 @pytest.mark.parametrize("mode", ["ema", "original"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_codebook_begins_and_revives_without_features_that_are_not_finite(mode, dtype):
-    """As if the batch had been without them, also where frames are masked."""
+def test_codes_start_and_revive_without_features_that_are_not_finite(mode, dtype):
+    """The result is the same as for a batch without these features, also if frames are masked."""
     options = {"codebook_mode": mode} | ({"codebook_revival_after": 1} if mode == "ema" else {})
     q, expected, masked = quantizer(**options), quantizer(**options), quantizer(**options)
     for step in range(4):
@@ -285,7 +285,7 @@ def test_a_batch_without_any_finite_feature_moves_no_code():
 # Which passes count
 
 INPUTS = {**texts(4), "pixel_values_videos": clips(4)}
-FEATURES = 4 * 4 * 16  # of these clips
+FEATURES = 4 * 4 * 16  # the number of features of these clips
 
 
 def loss_of(model, rows: slice = slice(4)) -> torch.Tensor:
@@ -320,7 +320,7 @@ def layers_checkpointed(model):
 
 
 def checkpoint_regions(model, reentrant: bool):
-    """As FSDP's activation checkpointing does (without reentrance)."""
+    """Checkpoints the region module like FSDP's activation checkpointing (which is not reentrant)."""
     module = model.video_model.region_module
     forward = partial(type(module).forward, module)
     module.forward = lambda *inputs: checkpoint(forward, *inputs, use_reentrant=reentrant)
@@ -330,7 +330,7 @@ def checkpointed(model, reentrant: bool = False):
     checkpoint_regions(model, reentrant)
     loss = loss_of(model)
     loss.backward(retain_graph=True)
-    loss.backward()  # computes everything yet again
+    loss.backward()  # recomputes everything once more
 
 
 def checkpointed_reentrantly(model):
@@ -356,7 +356,7 @@ def cached_and_checkpointed_reentrantly(model):
 
 
 class Embedder(torch.nn.Sequential):
-    """What sentence-transformers' losses ask of a model."""
+    """Gives a model the interface that sentence-transformers' losses expect."""
 
     def forward(self, inputs):
         outputs = self[0](**inputs)
@@ -396,7 +396,7 @@ def test_each_feature_counts_once(step):
     states = []
     for way in (plain, step):
         model = tiny_model(codebook_revival_after=0).train()
-        loss_of(model)  # in one process passes update the codebook by themselves
+        loss_of(model)  # in one process, passes update the codebook by themselves
         assert model.quantizer.num_updates == 1
         model.quantizer.auto_update = False
         for _ in range(2):
@@ -404,7 +404,7 @@ def test_each_feature_counts_once(step):
             way(model)
             assert all(torch.equal(value, before[name]) for name, value in model.quantizer.named_buffers())
             model.update_codebook()
-            model.update_codebook()  # of which nothing is left to learn from
+            model.update_codebook()  # nothing is left to learn from
         assert model.quantizer.num_updates == 3
         assert model.quantizer.cluster_sum.sum() == 2 * FEATURES
         states.append(state(model.quantizer))
@@ -424,7 +424,7 @@ def test_passes_within_a_backward_pass_update_the_codes_once_at_its_end():
         torch.testing.assert_close(states[1][name], value, msg=name)
 
 
-def test_what_a_failed_backward_pass_has_collected_is_discarded():
+def test_statistics_of_a_failed_backward_pass_are_discarded():
     states = []
     for fails in (False, True):
         model = tiny_model(codebook_revival_after=0).train()
@@ -447,7 +447,7 @@ def fail_in_backward(*_):
         raise MemoryError
 
 
-def test_passes_of_a_compiled_model_count_alike():
+def test_passes_of_a_compiled_model_count_the_same():
     models = [tiny_model(codebook_revival_after=1).train() for _ in range(2)]
     for model, called in zip(models, (models[0], torch.compile(models[1], backend="eager", fullgraph=True))):
         model.quantizer.auto_update = False
@@ -461,11 +461,11 @@ def test_passes_of_a_compiled_model_count_alike():
 
 
 def say_again():
-    """Forgets what `warning_once` has said."""
+    """Makes `warning_once` repeat its warnings."""
     logging.Logger.warning_once.cache_clear()
 
 
-def test_what_is_pending_is_neither_saved_nor_lost_when_a_model_moves(caplog):
+def test_pending_statistics_are_neither_saved_nor_lost_when_a_model_moves(caplog):
     say_again()
     model = tiny_model().train()
     loss_of(model)
@@ -500,7 +500,7 @@ def test_a_frozen_codebook_collects_nothing():
     without.update_codebook()
 
 
-def test_the_original_looks_up_after_its_update():
+def test_the_original_mode_looks_up_codes_after_the_update():
     q, x = quantizer(codebook_mode="original"), features()
     waiting = quantizer(codebook_mode="original")
     waiting.auto_update = False
@@ -517,7 +517,7 @@ def test_the_original_looks_up_after_its_update():
 
 
 def _steps(called, model, rows: slice, count: int):
-    """Loss and gradients of the last of `count` training steps on some rows of a batch of four."""
+    """Runs `count` training steps on some rows of a batch of four. Returns the last loss, and leaves its gradients."""
     frame_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     for step in range(count):
         model.zero_grad()
@@ -534,7 +534,7 @@ MODES = [
     {"codebook_size": 64, "codebook_revival_after": 1},  # codes are revived in every step
     {"codebook_size": 64, "codebook_mode": "original"},
 ]
-HALF = 101  # of the features of `damaged`: each process has 97 that count
+HALF = 101  # features of `damaged` in the first process; each has 97 that count
 
 
 def _worker(rank: int, port: int, result_file: str):
@@ -556,7 +556,7 @@ def _worker(rank: int, port: int, result_file: str):
             q.update()
         results["damaged"].append(state(q))
 
-    # Processes with unequally many features, in the end none; 63 codes, which two processes cannot share evenly.
+    # The processes have unequal numbers of features, one has none in the end, and 63 codes cannot be shared evenly.
     q = quantizer(codebook_size=63, codebook_revival_after=0)
     for step, share in enumerate((90, 20, 200)):
         place = torch.arange(200)
@@ -566,14 +566,14 @@ def _worker(rank: int, port: int, result_file: str):
             results["uneven start"] = q.embed.clone()
     results["uneven"] = state(q)
 
-    # Both have a candidate for each code, from three passes.
+    # Both processes have a candidate for each code, from three passes.
     both = quantizer(codebook_size=4)
     both._pending = torch.zeros(4, 2 * 32 + 2)
     both._pending[:, 0], both._pending[:, 33:65], both._pending[:, 65] = 1, 2 + 2 * rank, 3
     both.update()
     results["both"] = both.embed.clone()
 
-    # Nothing is learned without an update, and that is said.
+    # Nothing is learned without an update, and a warning says so.
     lines = []
     handler = logging.Handler()
     say_again()
@@ -588,7 +588,7 @@ def _worker(rank: int, port: int, result_file: str):
         q.eval(), q.state_dict(), q.train()
     results["lines"] = list(lines)
     results["learned"] = []
-    for alone in (None, 0, 1, None):  # one of them trains alone; all learn from it
+    for alone in (None, 0, 1, None):  # when one process trains alone, both learn from it
         if rank == alone:
             q(features())
         q.update()
@@ -609,7 +609,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("number", range(len(MODES)))
 def test_two_processes_equal_one_with_the_whole_batch(two_processes, number):
-    """Loss, gradients and codebook, with masked frames. In float64, so that only the codebook (float32) rounds."""
+    """Compares loss, gradients and codebook, with masked frames. In float64, only the codebook (float32) rounds."""
     options = MODES[number]
     single = tiny_model(**options).double().train()
     loss = _steps(single, single, slice(4), 3)
@@ -619,10 +619,10 @@ def test_two_processes_equal_one_with_the_whole_batch(two_processes, number):
         for name, buffer in single.named_buffers():
             torch.testing.assert_close(buffers[name], buffer, rtol=1e-5, atol=1e-4, msg=name)
         if options.get("codebook_mode") == "original":
-            continue  # looks up in codes that have moved by the features of one process alone
+            continue  # each process looks up codes that only its own features have moved
         torch.testing.assert_close(their_loss, loss, rtol=1e-5, atol=1e-6)
         for name, parameter in single.named_parameters():
-            # Biases that a softmax cancels have nothing but rounding for a gradient.
+            # The gradient of a bias that a softmax cancels is only rounding.
             error = (gradients[name] - parameter.grad).norm() / (parameter.grad.norm() + 1e-6 * whole.norm())
             assert error < 3e-5, name
         gathered = torch.cat([gradients[name].flatten() for name, _ in single.named_parameters()])
@@ -639,13 +639,13 @@ def test_features_that_are_not_finite_do_not_count_in_two_processes(two_processe
             torch.testing.assert_close(buffer, single.get_buffer(name), rtol=1e-5, atol=1e-4, msg=name)
 
 
-def test_processes_with_unequally_many_features(two_processes):
-    """Codes start where they may; what they learn then is what one process would learn from all features."""
+def test_processes_with_different_numbers_of_features(two_processes):
+    """Wherever the codes start, they then learn what one process would learn from all features."""
     for results in two_processes:
         assert torch.equal(results["both"], torch.full((4, 32), 3.0))
     start = two_processes[0]["uneven start"]
     assert torch.equal(start, two_processes[1]["uneven start"])
-    # Nearly all start on a feature; one at the border of two processes' shares may start between two, or not yet.
+    # Nearly all start on a feature. One at the border of the processes' shares may start between two, or later.
     assert (distance(start, features()).min(1).values < 1e-4).sum() >= 61
     single = quantizer(codebook_size=63, codebook_revival_after=0)
     single(features())
@@ -658,10 +658,10 @@ def test_processes_with_unequally_many_features(two_processes):
             torch.testing.assert_close(buffer, single.get_buffer(name), rtol=1e-5, atol=1e-4, msg=name)
 
 
-def test_a_forgotten_update_is_said(two_processes):
+def test_a_forgotten_update_is_reported(two_processes):
     for results in two_processes:
         assert results["unchanged"]
         assert len(results["lines"]) == 2  # once each, however often it happens
         assert results["lines"][0].startswith("The model is switched to evaluation mode, but its codebook has not")
         assert "call `model.update_codebook()` after each `optimizer.step()`" in results["lines"][1]
-        assert results["learned"] == [6, 7, 8, 8]  # passes: three of each process, and then one of each in turn
+        assert results["learned"] == [6, 7, 8, 8]  # three passes of each process, and then one of each in turn

@@ -1,6 +1,6 @@
 """
-The site: everything of the package is in it, its commands parse, its links lead somewhere, what its code imports
-exists, the messages of docs/troubleshooting.md are those of the package, and docs/extending.md runs.
+Tests the site: it covers the whole package, its commands parse, its links and imports exist, the messages in
+docs/troubleshooting.md are the package's, and docs/extending.md runs.
 """
 
 import ast
@@ -64,29 +64,56 @@ def blocks_of(path: Path, *languages: str) -> list[str]:
 
 
 def named_blocks(path: Path) -> dict[str, str]:
-    """The blocks of a page that are files: their first line is `# NAME.py`."""
+    """Returns the blocks of a page that are files, by name: their first line is `# NAME.py` or `# NAME.yaml`."""
     blocks = blocks_of(path, "python", "yaml")
     return {found[1]: block for block in blocks if (found := re.match(r"# (\w+\.(?:py|yaml))\n", block))}
 
 
-# Everything is in it
+# The site is complete
 
 
 def commands(group=None, path: str = "") -> dict:
-    """The commands by their names, such as "corpus list"."""
+    """Returns the commands by their names, such as "corpus list"."""
     found = {}
     for name, command in (group or typer.main.get_command(app)).commands.items():
         found |= commands(command, f"{path}{name} ") if hasattr(command, "commands") else {path + name: command}
     return found
 
 
-def test_everything_of_the_package_is_in_the_site():
+def test_the_site_covers_the_whole_package():
     site = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
     assert set(FORMS) == set(REGION_FORMS)  # the choices of --region-form
     for name in (*list_corpora(), *list_recipes(), *PROTOCOLS, *LOSSES, *REGION_FORMS, *EVALUATIONS):
         assert re.search(rf"^#+ {name}$|`{name}`", site, re.MULTILINE), name
     for name in commands():
         assert re.search(rf"region-learner {name}\b", site), name
+
+
+# Phrases of the first version that readers did not understand.
+UNCLEAR = re.compile(
+    r"(?<![a-z])(?:is|are)[ _]no[ _](?!more|longer|less|fewer|earlier|later)|bit by bit|authors' code where|training one can"
+    r"|a few regions a frame|part a clip as|are no fillers|could not be had|is through\b|whole or not there"
+    r"|never are there|less that of|take a bad way|of the moving averages\b"
+)
+THERE_IS_NO = re.compile(r"there[ _](?:is|are)[ _]no[ _]", re.IGNORECASE)
+
+
+def test_no_unclear_phrases():
+    folders = ("src", "tests", "docs", "experiments", "benchmarks", "examples", "model_cards")
+    files = [
+        path
+        for folder in folders
+        for kind in ("py", "md", "yaml", "jinja")
+        for path in (ROOT / folder).rglob(f"*.{kind}")
+    ]
+    found = {}
+    for path in [*files, *ROOT.glob("*.md"), *ROOT.glob("examples/*.ipynb")]:
+        if path == Path(__file__) or "node_modules" in path.parts:
+            continue
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        if match := UNCLEAR.search(THERE_IS_NO.sub("", text)):
+            found[name_of(path)] = text[max(0, match.start() - 60) : match.end() + 60]
+    assert found == {}
 
 
 def test_every_page_is_in_the_navigation():
@@ -129,7 +156,7 @@ def test_the_api_reference_has_every_public_name():
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_what_the_api_reference_shows_is_described(name):
+def test_everything_in_the_api_reference_has_a_docstring(name):
     assert object_of(name).__doc__
 
 
@@ -137,7 +164,7 @@ def test_what_the_api_reference_shows_is_described(name):
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as Python-Markdown makes it."""
+    """Returns the anchor that Python-Markdown makes for a heading."""
     words = re.sub(r"[^\w\s-]", "", re.sub(r"[`*]", "", heading)).strip().lower()
     return re.sub(r"[-\s]+", "-", words)
 
@@ -164,19 +191,19 @@ def test_no_link_is_broken(path):
 
 
 def lines_of(block: str) -> list[list[str]]:
-    """The commands of a block of a shell, as lists of arguments."""
+    """Returns the commands of a shell block as lists of arguments."""
     lines = re.sub(r"\\\n\s*", " ", block).splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 LOOPS = {"for", "done"}
-# Commands of other programs.
+# Commands of other programs are not checked.
 OTHERS = {"hf", "git", "ffmpeg", "sbatch", "source", "twine", "."}
 
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """What the command line was given: the leaf command and its parameters. Nothing is executed."""
+    """Collects each leaf command that is called, its parameters and its remaining arguments. Nothing is executed."""
     seen = []
 
     def invoke(command, context):
@@ -187,7 +214,7 @@ def parsed(monkeypatch):
 
 
 def check_fields(text: str):
-    """The fields in `--config JSON` and `--video-config JSON` exist."""
+    """Checks that the fields in `--config JSON` and `--video-config JSON` exist."""
     for option, value in re.findall(r"--(config|video-config)[ =]'(\{.*?\})'(?=[\s`,);:.]|$)", text, re.MULTILINE):
         fields = json.loads(value)
         top, video = RegionLearnerConfig.own_fields(), RegionLearnerVideoConfig.own_fields()
@@ -210,7 +237,7 @@ def check_training(argv: list[str], names: set[str]):
 
 
 def check_command(argv: list[str], names: set[str], parsed: list):
-    """`region-learner ARGV` parses, and knows the corpora, tasks and protocols that it names."""
+    """Checks that `region-learner ARGV` parses, and that the corpora, tasks and protocols in it exist."""
     parsed.clear()
     app([word for word in argv if word != "..."], prog_name="region-learner", standalone_mode=False)
     if {"--help", "--version"} & set(argv):
@@ -229,7 +256,7 @@ def check_command(argv: list[str], names: set[str], parsed: list):
 
 
 def check_script(script: Path, argv: list[str], *shared: Path):
-    """A script of the repository has the options that it is given. `shared`: where it has further options from."""
+    """Checks that a script has the options in `argv`, either itself or from one of the `shared` files."""
     source = "".join(path.read_text(encoding="utf-8") for path in (script, *shared))
     for word in argv:
         if word.startswith("--"):
@@ -244,7 +271,7 @@ def check_install(argv: list[str]):
 
 
 def check_launch(argv: list[str], names: set[str]):
-    """`accelerate launch ... -m region_learner.training ...` and `torchrun ...`."""
+    """Checks `accelerate launch ... -m region_learner.training ...` and `torchrun ...`."""
     at = argv.index("-m")
     assert argv[at + 1] == "region_learner.training", argv
     if argv[0] == "accelerate":
@@ -280,12 +307,12 @@ def check_line(words: list[str], files: dict[str, str], names: set[str], parsed:
 
 
 def without_placeholders(block: str) -> str:
-    """A block without what stands for more options, and with a number for the variable of its loop."""
+    """Returns a block without placeholders for options, and with a number instead of its loop variable."""
     return re.sub(r"\[--name[^\]]*\]", "", block).replace("$seed", "0")
 
 
 def registered_in(path: Path) -> set[str]:
-    """The names of corpora, losses and protocols that the code of a page registers."""
+    """Returns the names of corpora, losses and protocols that the code of a page registers."""
     return set(re.findall(r'register_\w+\(\s*"(\w+)"', "\n".join(blocks_of(path, "python"))))
 
 
@@ -310,7 +337,7 @@ def test_commands_in_sentences_parse(parsed):
     for path in READ:
         for code in code_in_text(path):
             words = shlex.split(code)[1:] if code.startswith("region-learner ") else []
-            if not words or not words[0].islower():  # COMMAND
+            if not words or not words[0].islower():  # the placeholder COMMAND
                 continue
             if " ".join(words) not in known:
                 check_fields(code)
@@ -321,7 +348,7 @@ def test_commands_in_sentences_parse(parsed):
 
 @cache
 def known_options() -> set[str]:
-    """The options of all commands, of training, and of the scripts of the repository."""
+    """Returns the options of all commands, of training, and of the scripts of the repository."""
     known = {option for command in commands().values() for item in command.params for option in item.opts}
     known |= {option for command in commands().values() for item in command.params for option in item.secondary_opts}
     known |= {f"--{name.replace('_', '-')}" for name in (*_NAMES, *SHORT_NAMES)}
@@ -345,7 +372,7 @@ def test_options_in_sentences_exist(path):
 
 
 def import_if_installed(name: str):
-    """A module; None if it is of a package that only slow tests use, and not installed."""
+    """Returns a module, or None if it needs a package that only slow tests use and that is not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     optional = {re.match(r"[\w-]+", text)[0] for extra in ("engines", "export") for text in extras[extra]}
@@ -373,7 +400,7 @@ def test_code_imports_what_exists(path):
 
 @pytest.fixture
 def registers(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Removes what a test registers after the test."""
     monkeypatch.setattr(registry, "_CORPORA", dict(registry._CORPORA))
     losses, functions, protocols = list(LOSSES), dict(_REGISTERED), dict(PROTOCOLS)
     yield
@@ -402,7 +429,7 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
     main_module = runpy.run_path("mine.py")
     assert main_module["main"] is main
 
-    # Smaller and shorter than the command says.
+    # Training is smaller and shorter than in the document.
     quick = "--max-steps 1 --use-cpu true --dataloader-num-workers 0 --per-device-train-batch-size 2"
     for block in blocks_of(page, "bash"):
         for program, script, *argv in lines_of(block):
@@ -427,7 +454,7 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
             del sys.modules[name]
 
 
-def test_the_loss_of_extending_is_what_it_says(registers, tmp_path):
+def test_the_loss_of_extending_is_as_described(registers, tmp_path):
     import torch
 
     block = named_blocks(DOCS / "extending.md")["my_loss.py"]
@@ -451,7 +478,7 @@ def test_the_loss_of_extending_is_what_it_says(registers, tmp_path):
 
 @cache
 def messages() -> list[str]:
-    """All texts in the code of the package, with a space in place of what is filled in."""
+    """Returns all strings in the code of the package, with a null character in place of each inserted value."""
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -464,7 +491,7 @@ def messages() -> list[str]:
     return found
 
 
-def test_messages_are_those_of_the_package():
+def test_explained_messages_are_those_of_the_package():
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\*\*`+ ?(.+?) ?`+\*\*$", page, re.MULTILINE)
     assert len(explained) > 30

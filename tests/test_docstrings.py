@@ -1,6 +1,6 @@
 """
-The examples in the docstrings of the API reference run, or it is said here why not. Their files and variables are toys
-of the same names.
+Runs the examples in the docstrings of the API reference, except for those in `NOT_RUN`. Their files and variables are
+toys of the same names.
 """
 
 import doctest
@@ -43,12 +43,12 @@ NOT_RUN = {
     "VideoTextRetrievalPipeline": "its scores are of a trained model: test_pipelines.py",
     "VideoIndex.from_embeddings": "runs as a part of the example of embed_videos",
 }
-# What an example calls by the name of pre-trained weights.
+# Examples name these pre-trained weights; a toy checkpoint replaces them.
 SIGLIP = "google/siglip2-base-patch16-224"
 
 
 def code_of(docstring: str) -> str | None:
-    """The code of the example in a docstring, if there is one; with prompts, if it has them."""
+    """Returns the code of the example in a docstring, with its prompts if it has any, or None."""
     if "```python" in docstring:
         return docstring.partition("```python")[2].partition("```")[0]
     found = re.search(r"^Example:\n\n?((?: {4}.*\n?|\n)+)", docstring, re.MULTILINE)
@@ -56,7 +56,7 @@ def code_of(docstring: str) -> str | None:
 
 
 def examples() -> dict[str, tuple[str, dict]]:
-    """The code of every example, and the names of its module."""
+    """Returns the code of every example, and the names of its module."""
     found = {}
     for path in DOCUMENTED:
         owner = object_of(path)
@@ -73,12 +73,12 @@ def examples() -> dict[str, tuple[str, dict]]:
 EXAMPLES = examples()
 
 
-def test_what_people_call_has_an_example():
+def test_the_public_api_has_examples():
     forwards = {f"RegionLearner{name}.forward" for name in
                 ("Model", "VideoModel", "ForVideoClassification", "ForVideoQuestionAnswering")}  # fmt: skip
     outputs = {name for name in region_learner.__all__ if name.endswith("Output")}
     assert forwards | set(region_learner.__all__) - outputs - {
-        # The example is that of `forward`, or of the Trainer, or the function takes nothing.
+        # The example is in `forward` or the Trainer, or the function takes no arguments.
         "RegionLearnerModel", "RegionLearnerVideoModel", "RegionLearnerForVideoClassification",
         "RegionLearnerForVideoQuestionAnswering", "RegionLearnerTrainingArguments", "list_corpora",
     } <= EXAMPLES.keys()  # fmt: skip
@@ -143,7 +143,7 @@ def names(folder) -> dict:
 
 
 def prepare(name: str, names: dict):
-    """Makes what one example alone takes for granted."""
+    """Creates what a single example takes for granted."""
     if name in ("RegionLearnerVideoProcessor.span_frames", "draw_regions"):
         names["processor"] = names["processor"].video_processor
     elif name == "cut_span":
@@ -175,7 +175,7 @@ def test_example_runs(name, folder, names, registers, monkeypatch, tmp_path):  #
     assert test.examples
     checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     for example in test.examples:
-        if not example.want:  # what it would print is left out
+        if not example.want:  # its output is left out
             exec(example.source, names)
             continue
         got = repr(eval(example.source.strip(), names)) + "\n"

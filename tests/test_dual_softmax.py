@@ -1,4 +1,4 @@
-"""Dual-softmax re-scoring against a naive reading on the whole matrix."""
+"""Tests dual-softmax re-scoring against a naive computation on the whole matrix."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def naive(text, video, owners, ids, temperature):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("ties", [False, True])
-def test_equals_a_naive_reading(seed, ties, monkeypatch):
+def test_equals_a_naive_computation(seed, ties, monkeypatch):
     monkeypatch.setattr(dual_softmax, "_SCORES_AT_ONCE", 100)  # several tiles
     rng = np.random.default_rng(seed)
     videos, texts = rng.integers(2, 40), rng.integers(1, 90)
@@ -53,7 +53,7 @@ def test_equals_a_naive_reading(seed, ties, monkeypatch):
     assert all(type(value) is float for value in result.values())
 
 
-def test_the_rule_on_paper():
+def test_the_rule_on_a_small_example():
     """A video that all texts prefer is found only by the text that prefers it most."""
     similarity = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.75, 0.1], [0.7, 0.1, 0.65]], dtype=torch.float64)
     plain = retrieval_metrics(similarity, torch.eye(3))
@@ -68,7 +68,7 @@ def test_names_are_those_of_the_plain_metrics_with_a_prefix():
     assert list(plain.values()) == pytest.approx(list(rescored.values()))
 
 
-def test_ties_are_no_hits():
+def test_ties_are_not_hits():
     """A model that gives every input the same embedding is at chance, and equal embeddings tie at any size."""
     constant = np.ones((100, 4)) / 2
     metrics = dual_softmax_metrics(constant, constant)
@@ -82,7 +82,7 @@ def test_ties_are_no_hits():
     assert metrics["dsl_t2v_MeanR"] == pytest.approx(np.average((counts + 1) / 2, weights=counts))
 
 
-def test_small_weights_are_told_apart():
+def test_small_weights_are_distinguished():
     """At a low temperature most weights are far below what ten decimals can show."""
     rng = np.random.default_rng(1)
     text, video = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 60, 16)))
@@ -92,8 +92,8 @@ def test_small_weights_are_told_apart():
     assert dual_softmax_metrics(text, video, temperature=0.005)["dsl_t2v_MeanR"] != 30.5
 
 
-def test_weights_that_vanish_as_numbers_and_embeddings_of_any_length():
-    """Against numbers of 15 bits of exponent; and as ranks do not depend on lengths, temperature scaled along."""
+def test_weights_that_underflow_and_embeddings_of_any_norm():
+    """Weights that underflow match those in `longdouble`. Norms do not matter if the temperature is scaled alike."""
     rng = np.random.default_rng(2)
     text, video = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 60, 16)))
     owners = ids = list(range(60))
@@ -102,7 +102,7 @@ def test_weights_that_vanish_as_numbers_and_embeddings_of_any_length():
     expected = dual_softmax_metrics(text, video)
     given = 1e-6 * text, 1e-3 * video
     assert dual_softmax_metrics(*given, temperature=0.05e-9) == pytest.approx(expected)
-    assert given[0].max() < 1e-6  # as they were
+    assert given[0].max() < 1e-6  # the inputs are unchanged
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The `evaluate` modules: from a directory and from the package, in batches, in several processes, without network."""
+"""Tests the `evaluate` modules: from a directory or the package, in batches, in several processes, and offline."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ NAMES = ["action_accuracy", "answer_accuracy", "multiple_choice_accuracy", "vide
 
 @pytest.fixture(scope="module", autouse=True)
 def modules_cache(tmp_path_factory):
-    """Where `evaluate` copies modules to, and a network that is not there."""
+    """Sets a temporary directory for the modules that `evaluate` copies, and fails on any network access."""
 
     connect = socket.socket.connect
 
@@ -41,7 +41,7 @@ def load(tmp_path):
 
 
 def pairs(seed: int = 0):
-    """Texts, videos, the index of the video of each text; the last videos have none."""
+    """Returns texts, videos, and the index of each text's video. The last videos have no text."""
     rng = np.random.default_rng(seed)
     text, video = rng.normal(size=(31, 5)).astype(np.float32), rng.normal(size=(17, 5)).astype(np.float32)
     text[3], video[4] = text[2], video[1]
@@ -76,7 +76,7 @@ def test_retrieval_in_batches(load, ids, keep_in_memory):
                 predictions=text[part], references=video[owners[part]], video_ids=names[owners[part]].tolist()
             )
         metric.add_batch(predictions=[[]] * 3, references=video[14:], video_ids=names[14:].tolist())
-        if ids == "numbers":  # of rows that fill a batch
+        if ids == "numbers":  # rows with the id -1 are padding
             metric.add_batch(predictions=text[:2], references=video[:2], video_ids=[-1, -1])
         rest = [i for i in range(14) if i not in owners]
         if rest:
@@ -84,12 +84,12 @@ def test_retrieval_in_batches(load, ids, keep_in_memory):
         assert metric.compute() == expected
 
 
-def test_retrieval_with_each_side_by_itself(load):
+def test_retrieval_with_separate_texts_and_videos(load):
     text, video, owners = pairs(1)
     metric = load("video_text_retrieval")
     for i in range(17):
         metric.add(prediction=[], reference=torch.tensor(video[i]), video_ids=i)
-    metric.add(prediction=[], reference=-video[3], video_ids=3)  # met again: the first one counts
+    metric.add(prediction=[], reference=-video[3], video_ids=3)  # a repeated id: the first embedding counts
     metric.add_batch(predictions=torch.tensor(text), references=[[]] * 31, video_ids=torch.tensor(owners))
     assert metric.compute() == retrieval_metrics(text, video, owners, range(17))
     own = load("video_text_retrieval").compute(
@@ -122,7 +122,7 @@ def test_retrieval_errors(load):
 
 
 def test_accuracies(load):
-    """Against readings of single rows; a tie counts for the chance of drawing the right one."""
+    """Compares with rows scored by hand. A tie counts as the chance of drawing the right one."""
     logits = np.array(
         [[3, 2, 1, 0, 0, -9], [0, 9, 1, 2, 3, 4], [1, 0, 0, 0, 0, 0], [9, 0, 0, 0, 0, 0], [5, 5, 0, 0, 0, 0]]
     )
@@ -163,11 +163,11 @@ def test_multiple_choice(load):
 
 
 def add_own_rows(rank: int, log: str, folder: str):
-    """Of 31 texts, the one process has 20 and the other 11."""
+    """Adds the rows of one process: the first has 20 of the 31 texts, the second has 11."""
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    # Of its own: this test is of the rows, not of two processes that set up one folder in the same moment.
+    # Each process has its own folder: that two of them set up one folder at once is not tested here.
     evaluate.config.HF_MODULES_CACHE = str(Path(folder) / f"modules-{rank}")
     metric = load_metric(
         "video_text_retrieval", cache_dir=folder, num_process=2, process_id=rank, experiment_id="of two"

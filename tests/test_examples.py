@@ -1,6 +1,6 @@
 """
-The notebooks of `examples/` are committed without outputs, and their imports exist. In the slow tier they run, with
-less data, and find what they should.
+Tests that the notebooks of `examples/` are committed without outputs, and that their imports exist. In the slow tier,
+they run with less data, and find what they should.
 """
 
 import ast
@@ -25,7 +25,7 @@ from .search_toys import make_videos, save_checkpoint
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 SEARCH, FINETUNE = "search_a_folder.ipynb", "finetune_and_see_regions.ipynb"
 
-# In a process of its own, as kernels and their clients warn of each other.
+# Runs in a separate process, because kernels and their clients warn about each other.
 EXECUTE = """
 import sys
 import nbformat
@@ -79,7 +79,7 @@ def test_all_notebooks_are_known():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    """It has no outputs, and nothing of the machine on which it was last run."""
+    """A notebook has no outputs, and no traces of the machine on which it was last run."""
     notebook = read(path)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert notebook["metadata"] == {
@@ -95,13 +95,13 @@ def test_notebook_is_clean(path):
 def test_imports_of_notebook_exist(path):
     for cell in code_cells(read(path)):
         for node in ast.walk(ast.parse("".join(cell["source"]))):
-            if isinstance(node, ast.ImportFrom) and not node.module.startswith("IPython"):  # there in every notebook
+            if isinstance(node, ast.ImportFrom) and not node.module.startswith("IPython"):  # every notebook has it
                 module = importlib.import_module(node.module)
                 assert not [item.name for item in node.names if not hasattr(module, item.name)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_links_of_notebook_lead_somewhere(path):
+def test_links_of_notebook_are_not_broken(path):
     for cell in read(path)["cells"]:
         if cell["cell_type"] == "markdown":
             for target in re.findall(r"\]\(([^)#]+)\)", "".join(cell["source"])):
@@ -112,7 +112,7 @@ def test_links_of_notebook_lead_somewhere(path):
 
 
 def overlap(one: list, other: list) -> float:
-    """How many seconds two spans share; each is a path, a start and an end."""
+    """Returns how many seconds two spans share. Each is a path, a start and an end."""
     return min(one[2], other[2]) - max(one[1], other[1]) if one[0] == other[0] else 0.0
 
 
@@ -157,8 +157,8 @@ def test_training_learns_regions(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_notebooks_take_videos_and_checkpoints_of_ones_own(tmp_path):
-    """The model has random weights, so nothing is said of what it finds."""
+def test_notebooks_run_with_custom_videos_and_checkpoints(tmp_path):
+    """The model has random weights, so what it finds is not checked."""
     videos, model = make_videos(tmp_path / "videos"), save_checkpoint("clip", tmp_path / "clip")
     found, _ = run(SEARCH, tmp_path, "index.paths()", VIDEOS=str(videos), MODEL=str(model), WINDOW=10, STRIDE=5)
     assert len(found) == 5

@@ -1,4 +1,4 @@
-"""Equality with the original: what its code computed from three small checkpoints, recorded in `fixtures/original`."""
+"""Tests equality with the reference implementation, from its outputs for three checkpoints in `fixtures/original`."""
 
 import copy
 import json
@@ -101,7 +101,7 @@ def test_training_step(model, recorded, frames):
     for name, reference in gradients.items():
         gradient = parameters[name].grad
         if name.endswith("motion_excitation.conv.bias"):
-            # A softmax over positions cancels this bias: its gradient is 0, what is recorded is rounding.
+            # A softmax over positions cancels this bias: its gradient is 0, and the recorded one is rounding.
             assert reference.norm() < 1e-6
             assert gradient.norm() < 1e-6
         else:
@@ -127,7 +127,7 @@ def test_sizes_come_from_the_weights():
 
 
 def test_late_fusion(tmp_path):
-    """The weights that the original has for it, and the function of them that it computes after the encoder."""
+    """Late fusion has the original's weights and computes the original's function of the encoded frames."""
     state = {name.removeprefix("module."): tensor for name, tensor in _tensors("region_learner").items()}
     width = state["video_model.cls_token"].shape[-1]
     weight, bias = torch.randn(width, 4 * width) / width**0.5, torch.randn(width)
@@ -142,7 +142,7 @@ def test_late_fusion(tmp_path):
     videos = torch.randn(2, 4, 3, sizes["image_size"], sizes["image_size"])
     with torch.no_grad():
         outputs = linear(videos)
-        # Features of the frames, one by one: encoded alone, with regions that interact over frames.
+        # The features of each frame: frames are encoded separately, and their regions interact across frames.
         frames, regions = outputs.last_hidden_state.split([4, 4 * sizes["num_regions"]], dim=1)
         features = frames + regions.unflatten(1, (4, -1)).mean(2)
         close(outputs.pooler_output, features.flatten(1) @ weight.T + bias)
@@ -150,7 +150,7 @@ def test_late_fusion(tmp_path):
         close(frames[:, 1], attention(videos[:, 1:2]).last_hidden_state[:, 0])
 
 
-def test_what_weights_cannot_tell_is_that_of_the_original():
+def test_settings_not_in_the_weights_default_to_the_original():
     config = convert_original_checkpoint(
         FIXTURES / "frozen_in_time.pth", num_attention_heads=4, text_config={"n_heads": 4}
     ).config
@@ -168,7 +168,7 @@ def test_overrides_and_their_errors():
 
 
 class Thief:
-    """What a hostile checkpoint does: names a function to call when it is unpickled."""
+    """An object in a hostile checkpoint that names a function to call when it is unpickled."""
 
     def __init__(self, function, argument):
         self.call = function, (argument,)
@@ -191,7 +191,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, function):
     else:
         assert tensors.keys() == {k.removeprefix("module.") for k in state}
     assert not proof.exists()
-    with zipfile.ZipFile(path) as archive:  # and it would have run:
+    with zipfile.ZipFile(path) as archive:  # the call is in the file:
         data = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         assert function.__name__.encode() in archive.read(data)
 
@@ -202,7 +202,7 @@ def _tensors(case: str) -> dict[str, torch.Tensor]:
 
 
 def _stub_pickle():
-    """The fixtures name a class that does not exist; reading them here, outside the package, needs one."""
+    """Returns a pickle module that replaces the class that the fixtures name, which does not exist."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
@@ -215,7 +215,7 @@ def _stub_pickle():
     return Module
 
 
-def test_files_that_are_no_checkpoint(tmp_path):
+def test_files_that_are_not_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         convert_original_checkpoint(tmp_path / "missing.pth")
     path = tmp_path / "noise.pth"
@@ -239,7 +239,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
 # The converted checkpoint
 
 
-def test_another_checkpoint_is_not_written_over(tmp_path):
+def test_an_existing_checkpoint_is_not_overwritten(tmp_path):
     convert("frozen_in_time", output_dir=tmp_path / "new")
     before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     with pytest.raises(FileExistsError, match=r"new already contains a checkpoint \(.*\): choose another directory"):
@@ -260,8 +260,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(tmp
     assert not (tmp_path / "new").exists()
 
 
-def test_the_usual_tokenizer_is_taken_where_it_fits(tmp_path, monkeypatch):
-    """DistilBERT with the vocabulary of distilbert-base-uncased, as the authors have it."""
+def test_the_usual_tokenizer_is_used_if_it_fits(tmp_path, monkeypatch):
+    """The authors' text tower is a DistilBERT with the vocabulary of distilbert-base-uncased."""
     state = read_checkpoint(FIXTURES / "frozen_in_time.pth")
     words = "text_model.embeddings.word_embeddings.weight"
     state[words] = torch.randn(30522, state[words].shape[1])
@@ -277,12 +277,12 @@ def test_the_usual_tokenizer_is_taken_where_it_fits(tmp_path, monkeypatch):
     convert_original_checkpoint(tmp_path / "usual.pth", tmp_path / "new", **options)
     assert asked == ["distilbert-base-uncased"]
     assert (tmp_path / "new" / "tokenizer.json").is_file()
-    assert convert("frozen_in_time", output_dir=tmp_path / "other") is not None  # of another vocabulary
+    assert convert("frozen_in_time", output_dir=tmp_path / "other") is not None  # it has another vocabulary
     assert len(asked) == 1
 
 
 def test_a_checkpoint_without_a_tokenizer(tmp_path, caplog):
-    """It says so, its regions can be seen, and an evaluation with texts says how to add one."""
+    """Converting warns about it, regions can be computed, and loading for retrieval says how to add a tokenizer."""
     with caplog.at_level(logging.WARNING, logger="region_learner"):
         convert("region_learner", output_dir=tmp_path)
     assert "saved without a tokenizer" in caplog.text
@@ -292,8 +292,8 @@ def test_a_checkpoint_without_a_tokenizer(tmp_path, caplog):
     assert report["regions"]
     with pytest.raises(ValueError, match=r"has no tokenizer, .*: convert it again with --tokenizer, or .*save_pre"):
         load_checkpoint(str(tmp_path), "retrieval")
-    train_tokenizer(["a red square"], 50, 16).save_pretrained(tmp_path)  # as the message has it
+    train_tokenizer(["a red square"], 50, 16).save_pretrained(tmp_path)  # as the message says
     assert load_checkpoint(str(tmp_path), "retrieval")[1](text="a red square")["input_ids"].shape[0] == 1
-    (tmp_path / "tokenizer.json").write_text("{")  # another fault stays what it is
+    (tmp_path / "tokenizer.json").write_text("{")  # other errors keep their message
     with pytest.raises(Exception, match=r"^(?!.*has no tokenizer)"):
         load_checkpoint(str(tmp_path), "retrieval")

@@ -1,4 +1,4 @@
-"""Times of frames, spans and parts of videos, against decoding the whole file and choosing in plain Python."""
+"""Tests frame times, spans and parts of videos against decoding the whole file and selecting in plain Python."""
 
 import threading
 import weakref
@@ -38,7 +38,7 @@ FILES = {
 
 
 def decode_all(path):
-    """The times of all frames in seconds from the first one, exactly, and the frames, by decoding the whole file."""
+    """Decodes a whole file. Returns the exact times of its frames in seconds from the first one, and the frames."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
@@ -53,7 +53,7 @@ def decode_all(path):
 
 
 def shown_at(times, at):
-    """The last frame at or before a time, looked for one after another."""
+    """Returns the index of the last frame at or before a time, by linear search."""
     shown = 0
     for index, time in enumerate(times):
         if time <= at + Fraction(1, 10**6):
@@ -84,7 +84,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def processor():
-    """Gives frames as they are."""
+    """A processor that leaves frames as they are."""
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     return RegionLearnerVideoProcessor(**dict.fromkeys(steps, False), output_size=None)
 
@@ -97,7 +97,7 @@ def metadata_of(source):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_times_are_those_of_decoding_the_whole_file(files, name):
+def test_times_match_decoding_the_whole_file(files, name):
     path, times, _ = files(name)
     metadata = metadata_of(path)
     assert metadata.times.dtype == np.float64
@@ -110,7 +110,7 @@ def test_times_are_those_of_decoding_the_whole_file(files, name):
 
 
 def test_times_without_a_list_of_packets(files, monkeypatch):
-    """If the whole file has to be decoded, times are those of the frames."""
+    """If the whole file has to be decoded, times are taken from the frames."""
     monkeypatch.setattr(module, "_index_packets", lambda *arguments: None)
     for name in ("variable_rate.mp4", "late_start.mp4", "without_times.h264", "gif.gif"):
         path, times, _ = files(name)
@@ -118,7 +118,7 @@ def test_times_without_a_list_of_packets(files, monkeypatch):
 
 
 def test_times_count_from_the_first_frame_that_is_shown(tmp_path):
-    """Sound begins before the pictures, and an edit list cuts out the first pictures."""
+    """In this file, sound begins before the pictures, and an edit list cuts out the first pictures."""
     path = tmp_path / "cut.mp4"
     source = write_video(tmp_path / "uncut.mp4", options={"g": "20", "bf": "0"})
     with (
@@ -190,7 +190,7 @@ def test_rounding_does_not_matter(processor):
         times = [index / rate for index in range(3000)]
         metadata = module.ClipMetadata(3000, fps=float(rate), times=np.array([float(time) for time in times]))
         for count, step in ((4, 2), (5, 3)):
-            window = 2 * count / rate  # so that middles are exactly at frames
+            window = 2 * count / rate  # so that the middles of segments are exactly at frames
             for k in range(0, 300, 7):
                 start = k * step / rate
                 exact = [int((start + (j + Fraction(1, 2)) * window / count) * rate) for j in range(count)]
@@ -298,13 +298,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_spans_that_make_no_sense_are_refused(files, processor, message):
+def test_invalid_spans_are_refused(files, processor, message):
     path, *_ = files("plain.mp4")
     for span in WRONG[message]:
         with pytest.raises(ValueError, match=f"plain.mp4: .*{message}") as error:
             processor([path], **span)
         assert "\n" not in str(error.value)
-    assert len(processor([path], end=1.64).pixel_values_videos) == 1  # up to one frame interval
+    assert len(processor([path], end=1.64).pixel_values_videos) == 1  # the end may be one frame interval too late
 
 
 def test_other_mistakes_with_spans(files, processor):
@@ -352,7 +352,7 @@ def test_spans_through_the_processor_of_text_and_videos(files, tmp_path):
 
 
 def gather(source, indices, **options):
-    """The frames of all parts by their indices, those of the last metadata, and how often metadata was new."""
+    """Returns the frames by index and the metadata, both since the last start, and the number of starts."""
     current, frames, order, starts = None, {}, [], 0
     for metadata, part, images in iterate_parts(source, lambda metadata: indices, **options):
         if metadata is not current:
@@ -378,7 +378,7 @@ def test_parts_are_the_frames_of_a_clip(files, name, kept, monkeypatch):
         for max_frames in (1, 4, 256):
             parts, metadata, starts = gather(path, indices, max_frames=max_frames)
             assert metadata == of_clip
-            assert starts == 1 or name in ("plain.avi", "mpeg2.mpg")  # whose time stamps, or seeking, are inexact
+            assert starts == 1 or name in ("plain.avi", "mpeg2.mpg")  # their time stamps, or seeking, are inexact
             for index, frame in zip(indices, clip):
                 np.testing.assert_array_equal(parts[index], frame)
                 np.testing.assert_array_equal(parts[index], frames[index])
@@ -413,7 +413,7 @@ def test_parts_of_animations(tmp_path):
 
 @pytest.mark.parametrize("shown", [40, 33])
 def test_parts_start_over_if_decoding_contradicts_the_list(files, monkeypatch, shown):
-    """The third group is sought at a wrong place. Decoding the whole file may find another number of frames."""
+    """Seeking the third group of pictures goes wrong. Decoding the whole file may give another number of frames."""
     path, _, frames = files("plain.mp4")
     monkeypatch.setattr(module, "_MAX_KEPT", 0)
     read_from, decode_whole = module.PacketList.read_from, module._decode_all
@@ -431,15 +431,15 @@ def test_parts_start_over_if_decoding_contradicts_the_list(files, monkeypatch, s
             runs.append((metadata, {}))
         runs[-1][1].update(zip(indices.tolist(), images))
     (first, before), (second, after) = runs
-    assert list(before) == list(range(18))  # the third part has frames of the third group
+    assert list(before) == list(range(18))  # the fourth part has frames of the third group
     assert list(after) == list(range(shown)) == second.frames_indices
     assert (first == second) == (shown == 40)
     for index, frame in after.items():
         np.testing.assert_array_equal(frame, frames[index])
 
 
-def test_damage_is_noticed_wherever_parts_are_asked_for(tmp_path):
-    """FFV1's decoder only logs it. Each part is asked for in another thread, by turns with another video."""
+def test_damage_is_noticed_in_any_thread(tmp_path):
+    """FFV1's decoder only logs damage. Each part is read in another thread, alternating with an intact video."""
     path = write_video(tmp_path / "whole.mkv", codec="ffv1", options={"slicecrc": "1", "level": "3", "g": "10"})
     _, frames = decode_all(path)
     with av.open(str(path)) as container:
@@ -466,14 +466,14 @@ def test_damage_is_noticed_wherever_parts_are_asked_for(tmp_path):
         thread.join()
         next(others, None)
         assert av.logging.get_level() == level
-    assert len(found) == 14  # until damage is met, and again until the damaged frame
+    assert len(found) == 14  # seven parts before the damage, and again after starting over
     assert "damaged.mkv: frame 35 is damaged" in errors[0]
     for _, indices, images in found:
         np.testing.assert_array_equal(images, frames[indices])
     assert list(others) == []
 
 
-def test_parts_have_limits_of_their_own(files, monkeypatch):
+def test_parts_have_their_own_size_limit(files, monkeypatch):
     path, *_ = files("plain.mp4")
     references = []
     for _, _, images in iterate_parts(path, lambda metadata: range(40), max_frames=10):
@@ -491,8 +491,8 @@ def test_parts_have_limits_of_their_own(files, monkeypatch):
         next(iterate_parts(path, lambda metadata: range(40)))
 
 
-def test_parts_have_time_of_their_own(files, monkeypatch):
-    """Every look at the clock takes a second."""
+def test_parts_have_their_own_time_limit(files, monkeypatch):
+    """Every reading of the clock takes one second here."""
     path, *_ = files("plain.mp4")
     seconds = iter(range(10**6))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
@@ -502,7 +502,7 @@ def test_parts_have_time_of_their_own(files, monkeypatch):
     assert sum(len(part) for _, part, _ in iterate_parts(path, lambda metadata: range(40), max_frames=4)) == 40
 
 
-def test_selections_that_are_refused(files):
+def test_invalid_selections_are_refused(files):
     path, *_ = files("plain.mp4")
     for select in (read_clip, lambda *args: list(iterate_parts(*args))):
         with pytest.raises(ValueError, match=r"plain.mp4: no frames were selected"):

@@ -1,4 +1,4 @@
-"""Moving shapes: what is drawn, said and labeled, and which scenes each split has."""
+"""Tests moving shapes: the drawings, captions and label maps, and the scenes of each split."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SPLITS = tuple(SIZES)
 
 
 def decode(path):
-    """All frames of a video, (T, H, W, 3) uint8."""
+    """Returns all frames of a video, (T, H, W, 3) uint8."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -47,7 +47,7 @@ def shapes(shapes_dir):
 
 @pytest.fixture(scope="module")
 def single_shapes(tmp_path_factory):
-    """One object per clip and no clutter, so that its pixels are easy to identify."""
+    """Clips with one object and no clutter, so that its pixels are easy to identify."""
     directory = tmp_path_factory.mktemp("single") / "corpus"
     options = {"train": 90, "val": 0, "test": 0, "test_unseen": 0, "objects": 1, "distractors": 0}
     make_corpus("moving_shapes", directory, progress=False, **options)
@@ -79,7 +79,7 @@ def test_a_corpus_from_before_an_option_existed_has_its_default(shapes_dir, tmp_
     (directory / "corpus.json").write_text(json.dumps(info))
     assert load_corpus("moving_shapes", directory, scale=1).num_rows == SIZES["train"]
     make_corpus("moving_shapes", directory, progress=False, **SIZES)
-    assert "scale" not in json.loads((directory / "corpus.json").read_text())["options"]  # it was not made again
+    assert "scale" not in json.loads((directory / "corpus.json").read_text())["options"]  # it was not generated again
     with pytest.raises(CorpusError, match=r"other options \(scale is 1.0, not 0.5\)"):
         load_corpus("moving_shapes", directory, scale=0.5)
 
@@ -144,7 +144,7 @@ def test_shapes_seed_changes_the_corpus(shapes):
 
 
 def test_shapes_splits_share_no_scene():
-    """By plan alone, at full size; and across seeds, since a scene's split does not depend on them."""
+    """Checks plans at full size, and across seeds, since the split of a scene does not depend on the seed."""
     seen = {}
     for seed in (0, 1):
         options = MovingShapesOptions(seed=seed, objects=(1, 2))
@@ -162,11 +162,11 @@ def test_shapes_unseen_pairs(shapes):
     for split in ("train", "val", "test"):
         assert not any(pairs(row) & set(HELD_OUT_PAIRS) for row in shapes[split])
     assert all(pairs(row) & set(HELD_OUT_PAIRS) for row in shapes["test_unseen"])
-    # Each shape and each colour is part of one unseen pair and of several seen ones.
+    # Each shape and each color is part of one unseen pair and of several seen ones.
     assert len({shape for shape, _ in HELD_OUT_PAIRS}) == len({colour for _, colour in HELD_OUT_PAIRS}) == 8
 
 
-def test_shapes_options_that_cannot_be_met(tmp_path):
+def test_invalid_options_of_shapes_are_refused(tmp_path):
     for options, message in (
         ({"train": -1}, "train must be an integer from 0"),
         ({"seed": 0.5}, "seed must be an integer"),
@@ -214,7 +214,7 @@ RELATION = re.compile(r" is (to the left of|left of|to the right of|right of|abo
 
 
 def parse(caption):
-    """What a caption says of each object it mentions, and the relation between the first two of them, if any."""
+    """Returns what a caption says about each object it mentions, and the relation of the first two, if any."""
     mentions, relation = [], None
     matches = list(NOUN_PHRASE.finditer(caption))
     rest = [caption[a.end() : b.start()] for a, b in pairwise(matches)] + [caption[matches[-1].end() :]]
@@ -229,7 +229,7 @@ def parse(caption):
 
 
 def centroids(masks, label):
-    """(T, 2): mean x and y of an object's pixels in each frame; NaN where it is hidden."""
+    """Returns the mean x and y of an object's pixels in each frame, (T, 2); NaN where it is hidden."""
     return np.array(
         [np.argwhere(frame == label).mean(axis=0)[::-1] if label in frame else [np.nan] * 2 for frame in masks]
     )
@@ -263,7 +263,7 @@ def test_shapes_captions_are_true(shapes):
 
 
 def test_shapes_first_captions_are_unambiguous():
-    """Said of no other of a thousand test clips: a perfect model finds nearly every one."""
+    """Captions hardly ever fit another of a thousand test clips, so a perfect model finds nearly every clip."""
     options = MovingShapesOptions(test=1000)
     scenes = [[vars(thing) for thing in scene] for scene in plan_scenes(MOVING_SHAPES, options, "test")]
     rng = np.random.default_rng(0)
@@ -280,7 +280,7 @@ def test_shapes_first_captions_are_unambiguous():
 
 
 def test_shapes_masks_match_pixels(single_shapes):
-    """Under the mask of a plain object its colour is seen, and outside of it nothing as colourful."""
+    """A plain object has its color inside its mask, and nothing outside the mask is as colorful."""
     checked = Counter()
     for row in single_shapes:
         (entry,) = row["objects"]
@@ -336,7 +336,7 @@ def test_shapes_move_as_described(single_shapes):
 
 @pytest.mark.parametrize("shape", shapes_scenes.SHAPES)
 def test_shape_outlines(shape):
-    """Centered, so that spinning does not look like moving, and within the reach that the layout reckons with."""
+    """Outlines are centered, so that spinning does not look like moving, and within the reach that layouts assume."""
     v, u = np.mgrid[-2:2:401j, -2:2:401j]
     inside = shapes_drawing._signed_distance(shape, u, v) < 0
     assert np.hypot(u[inside].mean(), v[inside].mean()) < 0.13

@@ -1,4 +1,4 @@
-"""Questions, choices and actions of moving shapes: true of the stored scenes, told in another way here."""
+"""Tests questions, choices and actions of moving shapes against an independent reading of the stored scenes."""
 
 import re
 from collections import Counter
@@ -43,7 +43,7 @@ COLOURS = "red|orange|yellow|green|blue|purple|pink|white"
 
 
 def answers(question, row):
-    """Every answer that an object of the clip gives to a question, each as often as it is given."""
+    """Returns the answers to a question, one from each object of the clip that the question fits."""
     objects = row["objects"]
     one = rf"the ({COLOURS}) ({SHAPES})"
 
@@ -81,7 +81,7 @@ def test_questions_have_one_answer(directory):
     assert max(answered.values()) < 0.15 * len(rows)
 
 
-def test_questions_are_answered_by_the_masks_too(directory):
+def test_answers_match_the_masks(directory):
     checked = Counter()
     for row in load(directory, "question_answering"):
         masks = load_masks(row)
@@ -118,7 +118,7 @@ def test_question_columns(directory):
 
 
 def is_true(caption, objects):
-    """Whether each thing a caption mentions is in the clip, each another one."""
+    """Returns whether a caption mentions all objects of the clip, each once, and nothing else."""
     mentions, _ = parse(caption)
     left = list(objects)
     for mention in mentions:
@@ -141,8 +141,8 @@ def test_only_the_answer_is_true(directory):
     assert set(Counter(row["answer"] for row in rows)) == set(range(5))
 
 
-def test_choices_cannot_be_told_without_the_clip(directory):
-    """The right option is not the one most like the others, nor the one of a likely or possible kind."""
+def test_choices_cannot_be_guessed_without_the_clip(directory):
+    """The right option is not the one most like the others, nor the only one that is possible or likely."""
     total = right = 0
     for split in SPLITS:
         for row in load(directory, "multiple_choice", split):
@@ -190,7 +190,7 @@ def test_actions_of_single_objects_keep_all_clips(tmp_path):
     assert table.num_rows == 4
 
 
-def test_actions_without_any(tmp_path, monkeypatch):
+def test_a_split_without_actions_is_refused(tmp_path, monkeypatch):
     make_corpus("moving_shapes", tmp_path / "c", train=1, val=0, test=0, test_unseen=0, frames=2, progress=False)
     monkeypatch.setattr("region_learner.corpora.synthetic.shapes_tasks._largest", lambda scene: None)
     with pytest.raises(CorpusError, match=r"no clip of split 'train' has one object larger .*objects=1"):

@@ -1,4 +1,4 @@
-"""Question answering, multiple choice and action recognition from the corpus to the number, on moving shapes."""
+"""Tests question answering, multiple choice and action recognition, from corpus to metric, on moving shapes."""
 
 import json
 from collections import Counter
@@ -74,7 +74,7 @@ def run(corpus, output, task, of_corpus, steps):
 
 
 def without_looking(rows, column):
-    """Percentage right when every row gets the most frequent answer."""
+    """Returns the accuracy in percent if every row gets the most frequent answer."""
     return 100 * Counter(rows[column]).most_common(1)[0][1] / len(rows)
 
 
@@ -118,7 +118,7 @@ def test_multiple_choice(make, tmp_path):
 
 @pytest.mark.slow
 def test_zero_shot_recognition(make, tmp_path):
-    """A dual encoder that was trained on captions, the names of the actions, and never on labels."""
+    """The dual encoder was trained on captions, which are the names of the actions, and never on labels."""
     corpus = make(64)
     run(corpus, tmp_path, "retrieval", "action_recognition", 400)
     rows = load_corpus("moving_shapes", corpus, task="action_recognition")

@@ -1,4 +1,4 @@
-"""How ties count, against enumerating every order of tied entries; and that all metrics agree on it."""
+"""Tests how ties count, against enumerating every order of tied entries, and that all metrics agree."""
 
 import itertools
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from region_learner.evaluation.ties import chance_of_top_k, count_ties, mean_ran
 
 
 def ranks_in_every_order(scores: list[float], own: int) -> list[int]:
-    """The rank of an entry in each order of the entries that sorts the scores."""
+    """Returns the rank of an entry in each order of the entries that sorts the scores."""
     orders = itertools.permutations(range(len(scores)))
     return [
         order.index(own) + 1 for order in orders if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))
@@ -29,7 +29,7 @@ def ranks_in_every_order(scores: list[float], own: int) -> list[int]:
 
 
 def rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of few values, so that most rows have ties, and an entry of each row."""
+    """Returns scores with few distinct values, so that most rows have ties, and an entry of each row."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 3, (12, 5)).astype(float), rng.integers(0, 5, 12)
 
@@ -57,7 +57,7 @@ def test_scores_within_a_margin_are_tied():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_metrics_count_ties_alike(seed, tmp_path):
-    """Queries whose scores are the rows: of retrieval the mean ranks, of accuracies the chances."""
+    """Each row has the scores of a query. Retrieval uses mean ranks; accuracies use chances."""
     scores, owns = rows(seed)
     own = torch.tensor(scores[np.arange(12), owns])
     better, tied = count_ties(torch.tensor(scores), own)

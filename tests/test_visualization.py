@@ -1,4 +1,4 @@
-"""Pictures of regions against naive computations, and the page of results as browsers see it."""
+"""Tests pictures of regions against naive computations, and the page of results as browsers see it."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ def gray_frames(frames: int = 2) -> np.ndarray:
 
 
 def blob_masks(*blobs: tuple[int, int, int, int, float], frames: int = 2, regions: int = 3) -> torch.Tensor:
-    """Masks (T, S, 8, 10) that are 0 but for blobs (frame, region, row, column, value)."""
+    """Returns masks (T, S, 8, 10) that are 0 except at blobs (frame, region, row, column, value)."""
     masks = torch.zeros(frames, regions, 8, 10)
     for frame, region, row, column, value in blobs:
         masks[frame, region, row, column] = value
@@ -50,12 +50,12 @@ def blob_masks(*blobs: tuple[int, int, int, int, float], frames: int = 2, region
 
 
 def changed(image: Image.Image) -> np.ndarray:
-    """Which pixels of a picture of a gray frame are not gray any more, (H, W)."""
+    """Returns which pixels (H, W) of a picture differ from the gray frame that it shows."""
     return (np.asarray(image) != GRAY).any(-1)
 
 
 def nearest_color(pixel: np.ndarray, colors: list[tuple[int, int, int]]) -> int:
-    """The colour whose direction from the gray of the frame is the pixel's."""
+    """Returns the index of the color in whose direction a pixel differs from the gray of the frame."""
     direction = pixel.astype(float) - GRAY
     towards = [np.subtract(color, GRAY) for color in colors]
     return int(np.argmax([direction @ t / np.linalg.norm(t) for t in towards]))
@@ -65,21 +65,21 @@ def nearest_color(pixel: np.ndarray, colors: list[tuple[int, int, int]]) -> int:
 
 
 def competing(*weights: torch.Tensor) -> torch.Tensor:
-    """Masks (T, S, h, w) as a softmax over regions gives them, of one weight (T, h, w) per region."""
+    """Returns masks (T, S, h, w) like those of a softmax over regions, from one weight (T, h, w) per region."""
     shares = torch.stack(weights, dim=1)
     shares = shares / shares.sum(1, keepdim=True)
     return shares / shares.mean((2, 3), keepdim=True)
 
 
 def most_of_the_frame() -> torch.Tensor:
-    """(2, 8, 10): 0.9 on 90 % of the frame, 0.1 on the rest."""
+    """Returns weights (2, 8, 10): 0.9 on 90 % of the frame, 0.1 on the rest."""
     weights = torch.full((2, 8, 10), 0.9)
     weights[:, :, 4] = 0.1
     return weights
 
 
 def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Values that vary slowly: those of noise would change their areas when they are enlarged."""
+    """Returns values that vary slowly; the areas of noise would change when it is enlarged."""
     return torch.nn.functional.interpolate(randn(*shape, 3, 4, seed=seed), (8, 10), mode="bicubic")
 
 
@@ -106,34 +106,34 @@ def test_pictures_and_metrics_agree_on_what_belongs_to_a_region(name):
     images = draw_regions(gray_frames(), masks)
     inside = region_focus(masks).areas((2 * HEIGHT, 2 * WIDTH))  # pictures are drawn in this size and averaged down
     report = mask_report(masks[None])
-    # Every mask belongs to the area in the picture that metrics say it covers, and no other place is colored.
+    # Exactly the area that the masks cover according to the metrics is colored.
     covered = [sub_pixels(inside[t].any(0)) for t in range(2)]
     for image, sub_pixel in zip(images, covered):
         np.testing.assert_array_equal(changed(image), sub_pixel.any(-1))
     shares = [changed(image).mean() for image in images]
-    assert 100 * np.mean(shares) == pytest.approx(report["coverage"], abs=12)  # of coarse positions
-    # Where one region alone is, the color is its own.
+    assert 100 * np.mean(shares) == pytest.approx(report["coverage"], abs=12)  # the report counts coarse positions
+    # Where there is only one region, pixels have its color.
     for t, image in enumerate(images):
         pixels = np.asarray(image)
         for s in range(masks.shape[1]):
             alone = inside[t, s] & (inside[t].sum(0) == 1)
             for row, column in np.argwhere(sub_pixels(alone).all(-1))[::7]:
                 assert nearest_color(pixels[row, column], region_colors(masks.shape[1])) == s
-    # The picture as a label map is the region itself to `RegionMetrics`.
+    # Read as a label map, the picture of a single region matches the region.
     if masks.shape[1] == 1:
         labels = torch.from_numpy(np.stack([changed(image) for image in images])).long()
         assert region_metrics(masks, labels)["iou"] > 95
 
 
 def sub_pixels(inside: torch.Tensor) -> np.ndarray:
-    """(2 H, 2 W) to (H, W, 4)."""
+    """Reshapes (2 H, 2 W) to (H, W, 4)."""
     return inside.view(HEIGHT, 2, WIDTH, 2).permute(0, 2, 1, 3).reshape(HEIGHT, WIDTH, 4).numpy()
 
 
-def test_of_tied_regions_the_first_is_drawn_and_the_grid_shows_all():
+def test_the_first_of_tied_regions_is_drawn_and_the_grid_shows_all():
     masks = AGREEMENT["a tie"]()
     image = np.asarray(draw_regions(gray_frames(), masks)[0])
-    middle = image[20, 36]  # of the column that regions 1 and 2 share
+    middle = image[20, 36]  # in the column that regions 1 and 2 share
     assert nearest_color(middle, region_colors(3)) == 0
     assert nearest_color(image[20, 8], region_colors(3)) == 2
     swapped = np.asarray(draw_regions(gray_frames(), masks[:, [2, 1, 0]])[0])
@@ -164,7 +164,7 @@ def test_each_position_goes_to_the_region_with_the_greatest_weight_above_its_thr
     masks[1] *= 0.4
     if normalized:
         masks = 80 * masks.flatten(2).softmax(2).view(2, 4, 8, 10)
-    # Blocks of equal values, so that interpolation has flat ground in their middle.
+    # Blocks of equal values, so that interpolation leaves the value at their center as it is.
     blocks = masks.repeat_interleave(3, 2).repeat_interleave(3, 3)
     images = draw_regions(gray_frames(), blocks, height=8 * 3 * 8)
 
@@ -201,7 +201,7 @@ def test_greater_weights_are_denser_and_the_frame_stays_visible():
     weak, strong = shift[23:25, 23:25], shift[39:41, 55:57]
     assert 0 < weak.mean() < strong.mean()
     stripes = image[38:42, 56].sum(-1)
-    assert abs(stripes[0] - stripes[1]) > 100  # of 312 without the overlay
+    assert abs(stripes[0] - stripes[1]) > 100  # 312 without the overlay
 
 
 def test_offsets_and_scales_of_raw_masks_change_nothing():
@@ -225,10 +225,10 @@ def test_a_frame_in_which_raw_masks_vary_little_is_paler():
     assert 0 < pale < 0.5 * strong
     assert at_the_peak(masks[:1].repeat(2, 1, 1, 1)) == [strong] * 2
     one, other = at_the_peak(80 * masks.flatten(2).softmax(2).view(2, 1, 8, 10))
-    assert one == pytest.approx(other, abs=6) == pytest.approx(strong, abs=6)  # each frame is its own distribution
+    assert one == pytest.approx(other, abs=6) == pytest.approx(strong, abs=6)  # each frame is normalized separately
 
 
-def test_a_mask_constant_but_for_rounding_weighs_all_alike():
+def test_a_mask_that_is_constant_up_to_rounding_is_drawn_evenly():
     masks = torch.full((2, 3, 8, 10), 1000.0)
     masks[0, 0, 0, 0] = torch.nextafter(masks[0, 0, 0, 0], torch.tensor(2000.0))
     for image in draw_regions(gray_frames(), masks):
@@ -246,7 +246,7 @@ def test_colors_are_fixed_distinct_and_as_many_as_asked():
 
 
 @pytest.mark.parametrize("deficiency", ["none", "protanopia", "deuteranopia", "tritanopia"])
-def test_the_first_colours_can_be_told_apart(deficiency):
+def test_the_first_colors_can_be_told_apart(deficiency):
     # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
     simulated = {
         "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -280,7 +280,7 @@ def test_the_first_colours_can_be_told_apart(deficiency):
 
 
 def rows_of_the_grid(frames: np.ndarray, masks: torch.Tensor) -> list[list[np.ndarray]]:
-    """The cells of a contact sheet, after a look at its first row: those of each region, (H, W, 3)."""
+    """Returns the cells (H, W, 3) of each region in a sheet, after checking that the first row has the frames."""
     sheet = np.asarray(draw_region_grid(frames, masks)).astype(int)
     top, left = np.argwhere((sheet == GRAY).all(-1))[0]  # the first frame is found by its gray
     gap = 2
@@ -306,7 +306,7 @@ def test_the_grid_has_the_frames_and_a_signed_row_for_each_region():
     assert flat[4, 4, 0] < 150
 
 
-def test_the_grid_shows_normalized_masks_by_weight_and_bounds_what_belongs_to_a_region():
+def test_the_grid_shows_the_weights_of_normalized_masks_and_outlines_regions():
     masks = competing(most_of_the_frame(), 1 - most_of_the_frame())
     (most, _), (rest, _) = rows_of_the_grid(gray_frames(), masks)
     orange = [(cell[..., 0] - cell[..., 2]) > 60 for cell in (most, rest)]
@@ -315,7 +315,7 @@ def test_the_grid_shows_normalized_masks_by_weight_and_bounds_what_belongs_to_a_
     assert not orange[0][4:-4, 35:37].any()
     assert not orange[1][:, :24].any()
     assert not any((cell[..., 2] > cell[..., 0] + 20).any() for cell in (most, rest))  # nothing is below 0: no blue
-    for cell in (most, rest):  # on both sides of the fifth of ten columns, and nowhere else
+    for cell in (most, rest):  # borders are on both sides of the fifth of ten columns, and nowhere else
         borders = np.flatnonzero((cell[..., 2] > 120).all(0))
         assert all(28 <= column < 44 for column in borders)
         assert borders.min() < 36 < borders.max()
@@ -332,7 +332,7 @@ def test_pictures_can_be_made_larger_than_the_frames():
 # --- Clusters and frames ---------------------------------------------------------------------------------------
 
 
-def test_a_code_has_the_same_colour_wherever_it_is():
+def test_a_code_has_the_same_color_everywhere():
     codes = torch.tensor([[[7, 7, 500], [3, 7, 500]], [[2047, 7, 3], [3, 3, 3]]])
     images = [np.asarray(image) for image in draw_clusters(np.full((2, 40, 60, 3), GRAY, np.uint8), codes)]
 
@@ -346,7 +346,7 @@ def test_a_code_has_the_same_colour_wherever_it_is():
     assert len(set.union(*colors.values())) == 4
 
 
-def test_pixel_values_become_the_frames_they_were():
+def test_pixel_values_are_converted_back_to_frames():
     frames = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     pixel_values = torch.empty(2, 3, 5, 6)
@@ -380,7 +380,7 @@ def test_pixel_values_become_the_frames_they_were():
         (lambda f, m, c: frames_from_pixel_values(m[0], [0], [1]), ValueError, r"\(T, C, H, W\).*\(3, 8, 10\)"),
     ],
 )
-def test_wrong_input_is_told_what_is_expected(call, error, message):
+def test_errors_say_what_is_expected(call, error, message):
     with pytest.raises(error, match=message):
         call(gray_frames(), torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long))
 
@@ -480,7 +480,7 @@ def test_the_page_shows_everything_it_is_given():
             assert result.title in text
             assert f"{result.score:.3f}" in text
             assert all(caption in text for caption in result.captions)
-    assert text.count("✓ right clip") == 4  # of query 4 the right clip is not among the four
+    assert text.count("✓ right clip") == 4  # the right clip of query 4 is not among its four results
     assert text.count("another clip") == 16
     assert "Region 8" in text
     assert "Region 9" not in text
@@ -492,7 +492,7 @@ def test_the_page_shows_everything_it_is_given():
     assert len(set(ids)) == len(ids)
 
 
-def test_pictures_are_inlined_with_their_size_and_what_they_show():
+def test_pictures_are_inlined_with_their_size_and_a_description():
     page = a_page()
     images = PageReader(render_page(page)).attributes("img")
     assert len(images) == 40
@@ -506,7 +506,7 @@ def test_pictures_are_inlined_with_their_size_and_what_they_show():
     assert all(image["alt"] for image in images)
 
 
-def test_the_page_needs_nothing_else():
+def test_the_page_is_self_contained():
     text = render_page(a_page())
     reader = PageReader(text)
     tags = {tag for tag, _ in reader.elements}
@@ -524,7 +524,7 @@ def test_the_page_needs_nothing_else():
     assert policies[0].startswith("default-src 'none'")
 
 
-def test_strangers_text_stays_text():
+def test_untrusted_text_is_escaped():
     evil = """"><script>alert('1')</script><img src=x onerror="alert(2)">&amp;"""
     result = Result(evil, 0.5, a_strip(0), a_strip(1), [evil] * (CAPTIONS_SHOWN + 1), True, evil, [(evil, a_strip(2))])
     metrics = Table([evil, evil], [[evil, evil]], evil)
@@ -579,7 +579,7 @@ def test_the_curve_of_the_loss():
     reader = PageReader(render_page(Page("Loss", loss=loss)))
     lines = {line["class"]: line["points"] for line in reader.attributes("polyline")}
 
-    for name in ("raw", "smooth"):  # from top left to bottom right, straight; y ticks are 2.0 to 4.0
+    for name in ("raw", "smooth"):  # a straight line from top left to bottom right; y ticks are 2.0 to 4.0
         points = np.array([point.split(",") for point in lines[name].split()], float)
         assert 300 < len(points) <= 602
         np.testing.assert_allclose(points[:, 0], points[:, 1], atol=0.11)
@@ -591,7 +591,7 @@ def test_the_curve_of_the_loss():
     assert all(label in text for label in ("2.5", "3.5", "500", "1,500", "2,000", "step", "loss"))
 
 
-def test_a_flat_curve_and_one_of_negative_values_can_be_drawn():
+def test_flat_and_negative_curves_can_be_drawn():
     for values in ([0.0] * 5, [1e-9] * 5, [-3.0, -2.0, -1.0, -2.0, 5000.0]):
         assert "nan" not in render_page(Page("Loss", loss=list(enumerate(values))))
 
@@ -617,7 +617,7 @@ def test_smoothing_is_a_local_line_fit():
         assert smooth[index][1] == pytest.approx(np.polyval(line, index))
 
 
-def test_a_page_of_five_queries_is_small_and_replaces_the_one_before(tmp_path):
+def test_a_page_of_five_queries_is_small_and_replaces_the_previous_one(tmp_path):
     path = tmp_path / "new" / "page.html"
     assert write_page(path, Page("Before")) == path
     write_page(path, a_page(height=160))
@@ -626,13 +626,13 @@ def test_a_page_of_five_queries_is_small_and_replaces_the_one_before(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_file_names_that_are_no_text_can_be_written(tmp_path):
+def test_file_names_that_are_not_text_can_be_written(tmp_path):
     name = b"clip-\xff.mp4".decode("utf-8", "surrogateescape")
     path = write_page(tmp_path / "page.html", Page("Search", queries=[Query("words", [Result(name, 0.5)])]))
     assert "clip-\\udcff.mp4" in path.read_text(encoding="utf-8")
 
 
-def test_rows_as_long_as_the_header():
+def test_rows_must_be_as_long_as_the_header():
     with pytest.raises(ValueError, match="has 2 cells, but the header has 3"):
         render_page(Page("Wrong", metrics=Table(["", "R@1", "R@5"], [["Chance", 1.0]])))
 

@@ -351,7 +351,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
             the patch embedding, as in CLIP.
         num_frames (`int`, defaults to 4): number of temporal positions, the maximum number of frames per clip.
         patch_dropout (`float`, defaults to 0.0): share of the patches that training leaves out, as in FLIP. They are
-            drawn anew in each step, and are the same in all frames of a clip. Evaluation uses all patches. Not
+            newly drawn in each step, and are the same in all frames of a clip. Evaluation uses all patches. Not
             available with a backbone.
         codebook_size (`int`, defaults to 2048): number of codes, K.
         codebook_mode (`str`, defaults to `"ema"`): "ema": codes start as features of the first batch, are looked up

@@ -1,6 +1,6 @@
 """
-Runs transformers' own common tests against this package: those that the source distribution of the installed release
-carries, which are downloaded for it, never committed.
+Runs transformers' own common tests against this package. They are downloaded with the source distribution of the
+installed release, and never committed.
 """
 
 import os

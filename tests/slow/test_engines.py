@@ -1,4 +1,4 @@
-"""Past one machine: the engines that take an export read it back, and jobs on Ray and SLURM embed the same."""
+"""Tests that other engines read exports back, and that jobs on Ray and SLURM give the same embeddings."""
 
 import os
 import signal
@@ -46,13 +46,13 @@ def videos(tmp_path_factory):
 def index(model, videos, tmp_path_factory):
     index = VideoIndex.create(tmp_path_factory.mktemp("indexes") / "index", model)
     index.update(videos)
-    index.remove(videos / "3.mp4")  # a hole in the rows
+    index.remove(videos / "3.mp4")  # leaves a gap in the rows
     return index
 
 
 @pytest.fixture(scope="module")
 def best_rows(index):
-    """For each query its vector, and the best windows of the index by brute force: (path, start, end), score."""
+    """For each query, its vector and the best windows of the index by brute force, as (path, start, end), score."""
     found = []
     for query in index.embedder.texts(QUERIES):
         rows = []
@@ -68,7 +68,7 @@ def best_rows(index):
 
 
 def check(found, expected):
-    """Checks rows that an engine has found, (path, start, end), score, best first."""
+    """Checks the rows that an engine has found, as (path, start, end), score, best first."""
     assert [row for row, _ in found] == [row for row, _ in expected]
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
 
@@ -121,7 +121,7 @@ def test_qdrant(index, best_rows, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_tokens(videos, tmp_path_factory):
-    """An index with tokens; and for each query its words times their weights, and the mean over words by windows."""
+    """An index with tokens, its windows, and for each query its vector, its weighted words and its MaxSim scores."""
     model = str(save_checkpoint("words", tmp_path_factory.mktemp("words")))
     index = VideoIndex.create(tmp_path_factory.mktemp("indexes") / "words", model)
     index.update(videos)
@@ -165,8 +165,8 @@ def test_qdrant_with_tokens(with_tokens, tmp_path):
     client.close()
 
 
-def test_what_fails_leaves_nothing(index, tmp_path, monkeypatch):
-    """An export that breaks off can be repeated under the same name."""
+def test_a_failed_export_leaves_nothing(index, tmp_path, monkeypatch):
+    """An interrupted export can be repeated under the same name."""
     lancedb, qdrant = pytest.importorskip("lancedb"), pytest.importorskip("qdrant_client")
     from region_learner.search import export
 
@@ -200,7 +200,7 @@ def at_once(model, videos, tmp_path_factory):
 
 
 def kill_a_worker(output: Path, script: subprocess.Popen) -> None:
-    """Kills the first process that holds the lock of a share, so that it is embedding it."""
+    """Kills the first process that holds the lock of a shard, which means that it is embedding the shard."""
     while script.poll() is None:
         for link in glob("/proc/[0-9]*/fd/*"):
             with suppress(OSError):  # it is closed, or its process has ended
@@ -236,7 +236,7 @@ def test_ray(model, videos, at_once, tmp_path):
 
 
 def test_slurm(model, videos, at_once, tmp_path):
-    """An array of two jobs, the first of which is preempted once."""
+    """Runs an array of two jobs, the first of which is preempted once."""
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
     (tmp_path / "scontrol").chmod(0o755)
     output = tmp_path / "parts"

@@ -1,4 +1,4 @@
-"""The experiments at toy size: runs that can be interrupted and added to, statistics against scipy, tables."""
+"""Tests the experiments at toy size: runs that can be resumed and extended, statistics against scipy, and tables."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ TOY = dataclasses.replace(
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
-    """Corpora are generated in a cache directory of this module, not in that of the user."""
+    """Corpora are generated in a cache directory of this module, not in the user's."""
     from huggingface_hub import constants
 
     with pytest.MonkeyPatch.context() as patch:
@@ -62,13 +62,13 @@ def test_names_of_tables_and_rows_differ():
         rows_of(["decoupld"])
 
 
-# The recorded runs, and what docs/evidence.md says of them
+# The recorded runs, and what docs/evidence.md says about them
 
 RECORDED = sorted(path for path in render.RUNS.rglob("*.jsonl") if not path.stem.endswith("_words"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(render.RUNS)))
-def test_recorded_runs_are_of_the_present_settings_and_models(path):
+def test_recorded_runs_match_the_current_settings_and_models(path):
     setting = SETTINGS[path.stem.removesuffix("_seeds")]
     recorded = read_runs(path)
     assert runs_of(path, setting, rows_of(TABLES)) == recorded
@@ -79,11 +79,11 @@ def test_recorded_runs_are_of_the_present_settings_and_models(path):
 @pytest.mark.parametrize(
     "path", sorted(render.RUNS.rglob("*_words.jsonl")), ids=lambda path: str(path.relative_to(render.RUNS))
 )
-def test_measurements_of_words_are_of_the_recorded_runs(path):
+def test_measurements_of_words_match_the_recorded_runs(path):
     recorded = read_runs(path.with_name(path.name.replace("_words", "")))
     trained = {(run["row"], run["seed"]): run["test"]["t2v_R@1"] for run in recorded}
     for one in read_runs(path):
-        assert one["single"] == pytest.approx(trained[one["row"], one["seed"]], abs=0.5)  # rounded otherwise
+        assert one["single"] == pytest.approx(trained[one["row"], one["seed"]], abs=0.5)  # rounding differs
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_tables_are_complete(setting, table, least):
     assert [entry["row"] for entry in entries] == [row.name for row in rows]
     assert min(len(entry["values"]) for entry in entries) == least
     assert ablation.step_times_of(render.RUNS, setting, table).keys() == {row.name for row in rows}
-    # Baselines are read, too, where they are not among the rows.
+    # Baselines are also read if they are not among the rows.
     alone = ablation.entries_of(render.RUNS, setting, SETTINGS[setting], rows[-1:])
     assert alone == entries[-1:]
 
@@ -117,16 +117,16 @@ def test_the_evidence_is_rendered_from_the_recorded_runs():
 # One run
 
 
-# Rows are in several tables.
+# The dictionary removes duplicates: rows are in several tables.
 @pytest.mark.parametrize(
     "row", {row.name: row for rows in TABLES.values() for row in rows}.values(), ids=lambda row: row.name
 )
-def test_every_row_is_a_model_that_learns_in_all_its_parts(row):
+def test_every_part_of_every_model_learns(row):
     torch.manual_seed(0)
     small = row.video_config | ({"codebook_size": 8} if row.video_config["codebook_size"] else {})
     model, _ = new_model(TOY, dataclasses.replace(row, video_config=small), ["a word or two for the tokenizer"])
     clips, texts = torch.randn(4, 3, 3, 48, 48), torch.randint(4, 10, (4, 5))
-    for _ in range(2):  # time attention starts at zero: what is before it has a gradient from the second step on
+    for _ in range(2):  # time attention starts at zero: layers before it have no gradient in the first step
         model.zero_grad()
         model.train()(
             input_ids=texts, attention_mask=torch.ones_like(texts), pixel_values_videos=clips, return_loss=True
@@ -135,13 +135,13 @@ def test_every_row_is_a_model_that_learns_in_all_its_parts(row):
             for parameter in model.parameters():
                 parameter += 0.01 * torch.randn_like(parameter)
     without = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
-    # What a softmax cancels: the bias of a mask's convolution, that of motion's, and keys' biases.
-    if row.video_config["num_regions"] == 1:  # whose mask nothing can change
+    # A softmax cancels these: the biases of the mask and motion convolutions, and of keys.
+    if row.video_config["num_regions"] == 1:  # nothing can change the mask of a single region
         without.remove("video_model.region_module.aggregation.conv.weight")
     assert all(name.endswith("bias") for name in without), without
 
 
-def test_clips_in_memory_are_those_of_the_processor(prepared):
+def test_clips_in_memory_match_the_processor(prepared):
     rows = load_corpus(TOY.corpus, split="val", **TOY.options)
     _, processor = new_model(TOY, rows_of(["frozen"])[0], rows["captions"][0])
     split, clip = Split.load(TOY, prepared, "val"), ClipsInMemory(processor.video_processor)
@@ -157,7 +157,7 @@ def test_clips_in_memory_are_those_of_the_processor(prepared):
     assert torch.equal(collated, drawn[0])
 
 
-def test_loader_processes_get_no_copy_of_the_clips(prepared):
+def test_loader_processes_do_not_copy_the_clips(prepared):
     train = Split.load(TOY, prepared, "train")
     _, processor = new_model(TOY, rows_of(["decoupled"])[0], ["a word or two for the tokenizer"])
     collator = CollatorInMemory(processor, train.frames)
@@ -173,13 +173,13 @@ def test_settings_share_a_directory_if_their_clips_are_the_same(tmp_path):
         assert dataclasses.replace(TOY, **changed).clips_in(tmp_path) != TOY.clips_in(tmp_path)
 
 
-def test_clips_that_are_missing_are_noticed(prepared, tmp_path):
+def test_missing_clips_are_reported(prepared, tmp_path):
     np.save(tmp_path / "val.npy", np.load(prepared / "val.npy")[1:])
     with pytest.raises(ValueError, match=r"has 7 clips of val, expected 8: remove it"):
         Split.load(TOY, tmp_path, "val")
 
 
-def test_drawn_clips_are_those_of_the_corpus_without_a_codec(prepared, tmp_path):
+def test_drawn_clips_equal_the_corpus_before_encoding(prepared, tmp_path):
     drawn = dataclasses.replace(TOY, drawn=True)
     prepare(drawn, tmp_path)
     for name in SPLITS:
@@ -188,7 +188,7 @@ def test_drawn_clips_are_those_of_the_corpus_without_a_codec(prepared, tmp_path)
         assert [[row[key] for key in columns] for row in ours.rows] == [
             [row[key] for key in columns] for row in theirs.rows
         ]
-        assert 0 < abs(ours.frames.astype(int) - theirs.frames).mean() < 4  # what the codec changes
+        assert 0 < abs(ours.frames.astype(int) - theirs.frames).mean() < 4  # the effect of the codec
         new = ("captions", "negative_captions", "options", "answer", "aspect")
         assert [[pair[key] for key in new] for pair in ours.pairs(drawn, name)] == [
             [pair[key] for key in new] for pair in theirs.pairs(TOY, name)
@@ -201,7 +201,7 @@ def test_drawn_clips_are_those_of_the_corpus_without_a_codec(prepared, tmp_path)
 
 
 def test_the_same_seeds_give_the_same_run(prepared):
-    pairs = [(3, None), (3, 3), (4, None), (3, 4)]  # of weights and of data
+    pairs = [(3, None), (3, 3), (4, None), (3, 4)]  # seeds of weights and of data
     same, again, *others = (
         train_and_measure(TOY, rows_of(["decoupled"])[0], seed, prepared, data_seed=data) for seed, data in pairs
     )
@@ -212,7 +212,7 @@ def test_the_same_seeds_give_the_same_run(prepared):
     assert len({json.dumps(one["regions"]["learned"]) for one in (same, *others)}) == 3
 
 
-def test_losses_are_told_apart():
+def test_losses_are_separated():
     model, _ = new_model(TOY, rows_of(["decoupled"])[0], ["a word or two for the tokenizer"])
     history = [{"loss": 3.5, "region_loss": 0.75}, {"eval_loss": 9.0}, {"loss": 2.0, "region_loss": 0.5}]
     assert _losses(model, history) == {"loss": [2.75, 1.5], "region_loss": [0.75, 0.5]}
@@ -253,7 +253,7 @@ def test_runs_are_recorded_added_to_and_not_repeated(tmp_path, capsys, monkeypat
     for name in ("toy_frozen-decoupled_means", "toy_frozen-decoupled_curves", "toy_masks_decoupled"):
         assert (figures / f"{name}.webp").stat().st_size > 3000
     ablation.main(command)
-    assert capsys.readouterr().out == text  # a time once measured is kept
+    assert capsys.readouterr().out == text  # recorded step times are kept
 
 
 def test_pairs_of_seeds(tmp_path, capsys, monkeypatch):
@@ -275,7 +275,7 @@ def test_pairs_of_seeds(tmp_path, capsys, monkeypatch):
     ]
 
 
-def test_recorded_runs_of_another_setting_or_model_are_not_taken(tmp_path, capsys, monkeypatch):
+def test_recorded_runs_of_another_setting_or_model_are_refused(tmp_path, capsys, monkeypatch):
     path = tmp_path / "toy.jsonl"
     (row,) = rows_of(["frozen"])
     run = _runs({"frozen": [1.0]})[0] | {"setting": dataclasses.asdict(TOY), "video_config": row.video_config}
@@ -312,7 +312,7 @@ def test_words_and_regions_of_trained_models(tmp_path, capsys, monkeypatch):
         assert 0 <= one["exchanged"]["all"] <= 100
         assert one.get("where", {"chance_pointing": 7})["chance_pointing"] > 0
         assert one["unseen"].keys() == one.keys() & {"single", "tokens", "reranked"}
-    assert any(one["unseen"]["single"] != one["single"] for one in found)  # of other clips
+    assert any(one["unseen"]["single"] != one["single"] for one in found)  # measured on other clips
     words.main(arguments)  # nothing is measured again
     assert capsys.readouterr().out == printed
     weights = tmp_path / "weights" / "toy"
@@ -338,7 +338,7 @@ def test_a_row_that_is_trained_longer(prepared):
     assert run["epochs_factor"] == 2
 
 
-def test_rows_of_ones_own_are_compared_with_each_other(tmp_path):
+def test_custom_rows_are_compared_with_each_other(tmp_path):
     base = dataclasses.replace(rows_of(["frozen"])[0], name="base", baseline="base")
     mine = dataclasses.replace(rows_of(["patches_max"])[0], name="mine", baseline="base")
     for row, run in zip((base, mine), _runs({"base": [1.0], "mine": [2.0]})):
@@ -352,7 +352,7 @@ def test_one_command_at_a_time(tmp_path):
         ablation.run_missing(tmp_path, "toy", TOY, rows_of(["frozen"]), range(1), progress=False)
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
+def test_a_failed_run_is_named_and_the_others_are_kept(tmp_path):
     rows = [Row("broken", "", {"hidden_size": 17}), *rows_of(["frozen"])]
     message = r"1 of 2 runs failed, the first: broken, seed 0 \(ValueError: hidden_size"
     with pytest.raises(ChildProcessError, match=message):
@@ -360,8 +360,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert [run["row"] for run in read_runs(tmp_path / "toy.jsonl")] == ["frozen"]
 
 
-def test_each_run_has_a_process_of_its_own(monkeypatch):
-    """The functions are those of `os`: what else they would import takes each process several seconds."""
+def test_each_run_has_its_own_process(monkeypatch):
+    """Runs functions of `os`, since importing anything else would take each process several seconds."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     kept = []
     run_in_processes(os.getpid, {"first": (), "second": ()}, kept.append, progress=False)
@@ -373,8 +373,8 @@ def test_each_run_has_a_process_of_its_own(monkeypatch):
         run_in_processes(os._exit, {"dies": (3,)}, kept.append, progress=False)
 
 
-def test_runs_take_the_gpus_that_are_free(monkeypatch):
-    """The first of five runs lasts until all others are done: they take turns on the other GPU."""
+def test_runs_use_the_gpus_that_are_free(monkeypatch):
+    """The first of five runs lasts until all others are done, so these take turns on the other GPU."""
     taken, others = [], threading.Semaphore(0)
 
     def fake(gpu, threads, function, arguments):
@@ -408,7 +408,7 @@ def _runs(values: dict[str, list[float]]) -> list[dict]:
     ]
 
 
-def test_correlation_is_that_of_values_less_their_means():
+def test_correlation_is_within_rows():
     both = rows_of(["frozen", "decoupled"])
     entries = summarize(_runs({"frozen": [30.0, 34.0, 31.0], "decoupled": [60.0, 61.0, 66.0, 60.5]}), both)
     losses, values = ([np.array(list(entry[name].values())) for entry in entries] for name in ("losses", "values"))
@@ -420,12 +420,12 @@ def test_correlation_is_that_of_values_less_their_means():
     assert loss_correlation([]) is None
 
 
-def test_intervals_are_those_of_scipy():
+def test_intervals_match_scipy():
     rng = np.random.default_rng(0)
     base, other = rng.normal(30, 3, 5), rng.normal(36, 3, 5)
     found = _runs({"decoupled_motion": other + 1, "decoupled": other, "frozen": base})
     rows = rows_of(["frozen", "decoupled", "decoupled_motion"])
-    frozen, decoupled, motion = summarize(found[::-1], rows)  # in the order of the table, whatever that of runs
+    frozen, decoupled, motion = summarize(found[::-1], rows)  # in the order of the table, not of the runs
     for entry, values in ((frozen, base), (decoupled, other)):
         low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
         mean, half = entry["mean"], entry["half_width"]
@@ -437,7 +437,7 @@ def test_intervals_are_those_of_scipy():
     assert "difference" not in frozen
     assert f"{decoupled['mean']:.1f} ± {decoupled['half_width']:.1f}" in model_table([frozen, decoupled])
     assert interval([4.0]) == (4.0, None)
-    # Only seeds that both have are paired.
+    # Only seeds that both rows have are paired.
     uneven = _runs({"frozen": [1.0], "decoupled": [4.0, 5.0]})
     table = model_table(summarize(uneven, rows_of(["frozen", "decoupled"])), {"decoupled": 1.25})
     assert "| decoupled | 2 | 4.5 ± 6.4 | +3.0 (1 pair) | 4.5 | 0 k | 1.25 |" in table

@@ -1,4 +1,4 @@
-"""An index of real, odd and damaged videos that is killed again and again, and the spans that it finds."""
+"""Tests an index of real, odd and damaged videos whose updates are killed repeatedly, and the spans it finds."""
 
 import os
 import random
@@ -45,14 +45,14 @@ def test_killed_ten_times(shared_data, tmp_path):
         shutil.copy(shared_data / "real_clips" / "clips" / new.name, old)
     for path in clips[6:8]:
         path.unlink()
-    for path in clips[8:50]:  # as new: copies are recognized, so these are cut short
+    for path in clips[8:50]:  # new: copies would be recognized, so these are cut short
         os.truncate(path, path.stat().st_size - 1)
     command = [sys.executable, "-m", "region_learner", "index", str(videos), "--index", str(tmp_path / "index")]
     killed = 0
     for run in range(10):
         process = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         database, before = VideoIndex.open(tmp_path / "index").database, None
-        for _ in range(600):  # until it has begun to write, and then a little more
+        for _ in range(600):  # wait until it has begun to write, and then a little longer
             time.sleep(0.1)
             version = database.version()
             if (before is not None and version != before) or process.poll() is not None:

@@ -196,7 +196,7 @@ def _in_words(value: Any) -> str:
 
 
 def _resume_one_stage(stages: list[RegionLearnerTrainingArguments]) -> None:
-    """Resumes the stage that a checkpoint belongs to: earlier stages have finished, later ones start anew."""
+    """Resumes the stage that a checkpoint belongs to: earlier stages have finished, later ones start over."""
     resume = stages[0].resume_from_checkpoint
     if resume is None or resume.lower() in ("true", "false"):
         return

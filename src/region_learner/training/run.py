@@ -79,7 +79,7 @@ def train(
 def train_stages(stages: Sequence[Arguments]) -> dict[str, Any]:
     """
     Trains the stages of a recipe one after the other, each from the checkpoint of the stage before it. With
-    `resume_from_checkpoint`, finished stages are skipped, and stages after the resumed one start anew.
+    `resume_from_checkpoint`, finished stages are skipped, and stages after the resumed one start over.
 
     Returns:
         The results of the last stage.

@@ -371,7 +371,7 @@ class RegionLearnerTrainer(SafeTrainer):
 
     def _inner_training_loop(self, batch_size=None, *args, **kwargs):
         """
-        Trains with a given batch size. `auto_find_batch_size` starts each attempt anew, whereas the Trainer would
+        Trains with a given batch size. `auto_find_batch_size` starts each attempt over, whereas the Trainer would
         continue from the state of the last one.
         """
         if not self.args.auto_find_batch_size:

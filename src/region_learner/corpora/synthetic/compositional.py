@@ -1,6 +1,6 @@
 """Compositional pairs: the full caption of a clip, and the same caption with an attribute swapped between two objects.
 
-The stored caption is parsed instead of being written anew: the words of the two objects change places, so that both
+The stored caption is parsed instead of being rewritten: the words of the two objects change places, so that both
 captions have the same words, apart from "a" and "an". They differ only in which words belong together.
 """
 
