@@ -92,8 +92,8 @@ def test_the_site_covers_the_whole_package():
 # Phrases of the first version that readers did not understand.
 UNCLEAR = re.compile(
     r"(?<![a-z])(?:is|are)[ _]no[ _](?!more|longer|less|fewer|earlier|later)|bit by bit|authors' code where"
-    r"|training one can|a few regions a frame|part a clip as|are no fillers|could not be had|is through\b|whole or not there"
-    r"|never are there|less that of|take a bad way|of the moving averages\b"
+    r"|training one can|a few regions a frame|part a clip as|are no fillers|could not be had|is through\b"
+    r"|whole or not there|never are there|less that of|take a bad way|of the moving averages\b"
 )
 THERE_IS_NO = re.compile(r"there[ _](?:is|are)[ _]no[ _]", re.IGNORECASE)
 
