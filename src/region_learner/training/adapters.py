@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..configuration_region_learner import did_you_mean
+from ..errors import install_hint
 from ..loading import BESIDE_ADAPTERS
 
 ADAPTER = "adapter"
@@ -25,7 +26,7 @@ def _import_peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+        raise ImportError(f"lora needs the package `peft`: {install_hint('peft')}") from error
     return peft
 
 

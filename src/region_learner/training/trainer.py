@@ -139,7 +139,7 @@ class RegionLearnerTrainer(SafeTrainer):
         evaluated = given.values() if isinstance(given, dict) else [given]
         checked = partial(check_features, model, self.processing_class, trains=True)
         if checked([(part.dataset, part.num_frames) for part in self.parts]):
-            logger.info("Cached features are those of middle frames and center crops: training uses no random ones.")
+            logger.info("Training on cached features uses middle frames and center crops, not random ones.")
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
