@@ -188,7 +188,9 @@ def test_only_numbers_of_hits_are_accepted(data):
 
 def test_without_gradio(index, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match=r"^The app needs Gradio: pip install 'region-learner\[app\]'$"):
+    with pytest.raises(
+        ImportError, match=r"^The app needs Gradio: pip install 'region-learner\[app\]' \(in a clone: .*\)$"
+    ):
         build_app(index)
 
 

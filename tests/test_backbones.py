@@ -621,7 +621,7 @@ def test_tokens_after_the_patches_are_refused():
         ({"backbone_config": {"hidden_size": 32}}, "without `model_type`.*'siglip_vision_model'"),
         ({"backbone_config": {"model_type": "dinov4"}}, "backbone_config: model_type='dinov4' is not known"),
         ({"backbone_config": TRANSFORMERS["clip"] | {"hidden": 3}}, "backbone_config: 'hidden' is not a field"),
-        ({"hidden_size": 64}, "hidden_size=64, but that of the backbone is 32"),
+        ({"hidden_size": 64}, "hidden_size=64 differs from that of the backbone, 32"),
         ({"temporal_fusion": "attention"}, "temporal_fusion='attention' is not known; choose one of 'pool', 'linear'"),
         ({"pre_layernorm": True}, "pre_layernorm=True is for the divided space-time ViT"),
         ({"interaction_heads": 5}, "hidden_size=32 is not a multiple of interaction_heads=5"),

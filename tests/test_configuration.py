@@ -592,3 +592,13 @@ def test_defaults_and_options_of_disabled_parts_are_accepted():
         RegionLearnerConfig(loss=loss, **{name: getattr(defaults, name) for name in NEEDED})
     video = RegionLearnerVideoConfig(codebook_decay=0.5, interaction_heads=2, region_form="paper", **NO_REGIONS)
     assert video.resolved.video_pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(RegionLearnerVideoConfig, "backbone_config"), (RegionLearnerConfig, "text_config")]
+)
+def test_a_dict_is_set_where_a_configuration_is_expected(config, name):
+    changed = config()
+    setattr(changed, name, {"model_type": "bert"})
+    with pytest.raises(ValueError, match=rf"^{name} must be a configuration, not {{'model_type': 'bert'}}\.$"):
+        changed.validate_architecture()

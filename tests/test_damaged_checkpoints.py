@@ -369,3 +369,12 @@ def test_a_failing_disk_is_not_reported_as_damage(monkeypatch):
     with pytest.raises(OSError, match="Input/output error") as error:
         read_state_dict(path)
     assert error.value.filename == str(path)
+
+
+@pytest.mark.parametrize("code", [b"0.", b".", b"h\x05.", b"K\x01\x86.", b"X\x01\0\0\0a\x93."])
+def test_opcodes_without_their_operands(tmp_path, code):
+    """Too little on the stack, or nothing in the memo: said in words, not by an error of Python."""
+    source = save(tmp_path / "short.pth", {"state_dict": {"a": torch.zeros(3)}})
+    path = rewritten(source, lambda name, old: b"\x80\x02" + code if name.endswith("pkl") else old)
+    with pytest.raises(ValueError, match=r"of the reference implementation: its pickle is damaged\.$"):
+        read_state_dict(path)

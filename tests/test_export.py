@@ -339,3 +339,67 @@ def test_models_load_for_export_with_their_heads(tmp_path):
         tiny_processor().save_pretrained(tmp_path / str(number))
         loaded, _ = load_for_export(str(tmp_path / str(number)))
         assert type(loaded) is type(model)
+
+
+def with_errors_of(error: float, monkeypatch) -> None:
+    """Replaces ONNX by "programs" that are text files, and compute what the model does except for an error."""
+    from region_learner import export
+
+    parts = {}
+
+    def write(part, path):
+        parts[path] = part
+        path.write_text("program")
+        return list(part(**part.example()))
+
+    def run(path):
+        def outputs(inputs):
+            found = parts[path](**{name: torch.from_numpy(value) for name, value in inputs.items()})
+            off = error if path.stem == "video" else 0  # the texts are right
+            return [value.numpy() + (off if value.is_floating_point() else 0) for value in found.values()]
+
+        return outputs
+
+    monkeypatch.setattr(export, "check_format", lambda format: None)
+    monkeypatch.setattr(export, "_write_onnx", write)
+    monkeypatch.setattr(export, "_run_onnx", run)
+
+
+def test_files_that_differ_by_more_than_1e_5_are_not_kept(tmp_path, monkeypatch):
+    model = tiny_model()
+    with_errors_of(5e-6, monkeypatch)
+    results = export_model(model, tmp_path)
+    assert results["video"]["difference"] == pytest.approx(5e-6, rel=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx", "video.onnx"]
+    (tmp_path / "text.onnx").write_text("earlier")
+    with_errors_of(5e-5, monkeypatch)
+    message = (
+        r"video.onnx does not compute the same .* differs by 5e-05 for .*; expected at most 1e-05. It was not kept"
+    )
+    with pytest.raises(ValueError, match=message):
+        export_model(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx", "video.onnx"]
+    assert (tmp_path / "text.onnx").read_text() == "earlier"  # and not one of two models
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_exporters_of_transformers_with_texts():
+    """The text tower, and the whole model. (The video tower is above.)"""
+    pytest.importorskip("transformers.exporters")
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+    model = tiny_model()
+    for inputs, others, names in (
+        (texts(2, 6), texts(5, 9), ["last_hidden_state"]),
+        (
+            {**texts(2, 6), "pixel_values_videos": clips(2, 3)},
+            {**texts(5, 9), "pixel_values_videos": clips(4, 4)},
+            ["logits_per_video", "text_embeds", "video_embeds"],
+        ),
+    ):
+        module = model if "pixel_values_videos" in inputs else model.text_model
+        exported = DynamoExporter().export(module, dict(inputs), DynamoConfig(dynamic=True))
+        found, expected = exported.program.module()(**others), module(**others)
+        for name in names:
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)

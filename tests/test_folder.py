@@ -82,7 +82,7 @@ def test_folder_splits(tmp_path):
     with pytest.raises(CorpusError, match=r"has no split 'tests'.*\(splits: test_unseen, train, val, all\)"):
         load_corpus("folder", tmp_path, split="tests")
     write_metadata(tmp_path, [{"file_name": "c.mp4", "text": "c"}])
-    with pytest.raises(CorpusError, match=r"metadata both for all of .* and for a split .*keep one"):
+    with pytest.raises(CorpusError, match=r"has metadata both for the whole folder .* and for .*keep only one"):
         load_corpus("folder", tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_folder_no_directory(tmp_path):
 
 
 def test_folder_no_metadata(tmp_path):
-    pattern = r"no metadata in .*metadata.csv, metadata.jsonl or metadata.parquet with columns file_name and one of"
+    pattern = r"has no metadata: put metadata.csv, metadata.jsonl or metadata.parquet into it, .* and one of"
     with pytest.raises(CorpusError, match=pattern):
         load_corpus("folder", tmp_path)
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from region_learner.errors import install_hint
 from region_learner.search import inverted_lists, nearest
 from region_learner.search import vectors as vectors_module
 from region_learner.search.inverted_lists import InvertedLists, Quantizer
@@ -534,7 +535,7 @@ def test_lists_of_other_vectors_are_ignored(index, tmp_path, caplog):
     other = Vectors(tmp_path, DIM - 1, "other")
     other.write(0, index.rows[:, 1:].copy())
     assert NearestRows(other, tmp_path, 3000, NO_HOLES)._lists is None
-    assert "nearest.json belongs to other vectors" in caplog.text
+    assert "nearest.json does not match the vectors of this index" in caplog.text
     update_nearest(other, tmp_path, 3000, NO_HOLES)
     assert index.about()["dim"] == DIM - 1
     assert NearestRows(other, tmp_path, 3000, NO_HOLES)._lists is not None
@@ -687,4 +688,4 @@ def test_without_faiss(tmp_path, approximate, monkeypatch, caplog):
         made.check(recall=1)
     assert [path.name for path in tmp_path.iterdir() if "nearest" in path.name] == []
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message == "Searching more than 500 vectors is slow without FAISS: pip install 'region-learner[search]'"
+    assert message == f"Searching more than 500 vectors is slow without FAISS: {install_hint('search')}"

@@ -6,9 +6,10 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from transformers import AutoModel, Trainer, TrainingArguments
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from region_learner.training import CorpusPart, RegionLearnerTrainer, RegionLearnerTrainingArguments
-from region_learner.training.adapters import merged
+from region_learner.training.adapters import merged, save_adapters
 
 from .conftest import clips, texts, tiny_model
 from .toy_run import DEFAULTS, Collator, Processor
@@ -23,7 +24,8 @@ SAVED = [None, ["quantizer"], ["region_module"]]
 @pytest.fixture(autouse=True)
 def any_version_of_peft(monkeypatch):
     """Skips the check of `add_adapter`: transformers 5.24 requires PEFT 0.22, which is not released yet."""
-    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
+    if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
 
 
 def lora(modules_to_save=None, **options):
@@ -254,3 +256,26 @@ def test_merging_what_add_adapter_added(base, saved):
     assert plain.state_dict().keys() == AutoModel.from_pretrained(base).state_dict().keys()
     assert_same_outputs(plain, expected, exact=False)
     assert_same_outputs(model, expected)  # unchanged
+
+
+@pytest.mark.parametrize("kind", ["get_peft_model", "add_adapter"])
+def test_a_checkpoint_stores_one_adapter(base, tmp_path, kind):
+    """Of several, only the first would be saved: refused before the first step, and by what saves."""
+    trainer = run(Ours, kind, base, tmp_path / "run", None)
+    if kind == "get_peft_model":
+        trainer.model.add_adapter("b", lora())
+        trainer.model.base_model.set_adapter(["default", "b"])
+    else:
+        trainer.model.add_adapter(lora(), adapter_name="b")
+        trainer.model.set_adapter(["default", "b"])
+    message = r"A checkpoint stores one adapter, but 2 adapters are active \(default, b\): activate one with"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    with pytest.raises(ValueError, match=message):
+        save_adapters(trainer.model, tmp_path / "adapter")
+    assert trainer.state.global_step == 0
+    assert not (tmp_path / "adapter").exists()
+    trainer.model.set_adapter("b")
+    save_adapters(trainer.model, tmp_path / "adapter")
+    again = load_again(kind, base, tmp_path / "adapter")
+    assert_same_outputs(again, outputs(trainer.model))

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import pipeline
 
@@ -168,3 +169,67 @@ def test_without_the_package(checkpoint, clip_files, tmp_path):
     configs = [json.loads((folder / "config.json").read_text()) for folder in (checkpoint, again)]
     for name in ("custom_pipelines", "architectures"):
         assert configs[0][name] == configs[1][name]
+
+
+def test_a_list_within_the_inputs_is_one_clip(checkpoint, clip_files, tmp_path):
+    """As within candidates: no frame is left out, and what is not one clip is refused."""
+    frames = [str(tmp_path / f"{color}.png") for color in ("red", "blue")]
+    for path in frames:
+        Image.new("RGB", (40, 40), path.rpartition("/")[2].removesuffix(".png")).save(path)
+    retrieve = pipeline(TASK, model=str(checkpoint))
+    with torch.no_grad():
+        outputs = retrieve.model(**retrieve.processor(text=TEXTS[:1], videos=[frames]))
+    expected = pytest.approx((outputs.logits_per_video * retrieve.model.temperature).item(), abs=1e-5)
+    opened = [Image.open(path) for path in frames]
+    for clip in (frames, tuple(frames), opened, np.stack(opened)):
+        assert retrieve([clip], texts=TEXTS[:1])[0][0]["score"] == expected
+        assert retrieve(TEXTS[0], videos=[clip])[0]["score"] == expected
+    assert retrieve(tuple(clip_files), texts=TEXTS) == retrieve(clip_files, texts=TEXTS)
+    two_clips = np.zeros((2, 2, 32, 32, 3), np.uint8)
+    for inputs, options, message in (
+        ([clip_files[:2]], {"texts": TEXTS}, "a list within the list of videos is one clip"),
+        (TEXTS[0], {"videos": [clip_files[:2]]}, "a list within the list of videos is one clip"),
+        ([TEXTS], {"videos": clip_files}, "one of them is \\['a red square"),
+        (two_clips, {"texts": TEXTS}, "1 videos contain 2 clips: give each clip as a video of its own"),
+        (TEXTS[0], {"videos": [two_clips]}, "1 videos contain 2 clips"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrieve(inputs, **options)
+
+
+def test_clips_of_one_batch_have_the_same_length(checkpoint, clip_files, tmp_path):
+    """transformers would pad the shorter one with black frames, which the model would see."""
+    retrieve = pipeline(TASK, model=str(checkpoint))
+    retrieve.processor.video_processor.num_frames, retrieve.processor.video_processor.fps = None, 2
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    inputs = [clip_files[0], str(tmp_path / "red.png")]
+    alone = [retrieve([item], texts=TEXTS)[0] for item in inputs]
+    assert retrieve(inputs, texts=TEXTS) == alone
+    with pytest.raises(ValueError, match="Clips of 1 and 2 frames cannot be batched: use batch_size=1, or sample"):
+        retrieve(inputs, texts=TEXTS, batch_size=2)
+
+
+def test_other_containers_and_numbers(checkpoint, clip_files):
+    retrieve = pipeline(TASK, model=str(checkpoint))
+    assert retrieve([], texts=TEXTS) == retrieve((), texts=TEXTS) == []
+    rows = Dataset.from_dict({"text": TEXTS})
+    assert retrieve(clip_files[0], texts=rows["text"]) == retrieve(clip_files[0], texts=TEXTS)
+    for options, message in (
+        ({"texts": (text for text in TEXTS)}, "texts must be a list of at least one candidate, not a generator"),
+        ({"texts": set(TEXTS)}, "texts must be a list of at least one candidate, not a set"),
+        ({"texts": dict.fromkeys(TEXTS)}, "texts must be a list of at least one candidate, not a dict"),
+        ({"texts": [None]}, "texts must be a list of strings; one of them is None"),
+        ({"candidate_labels": [1, 2]}, "candidate_labels must be a list of strings; one of them is 1"),
+        ({"videos": np.zeros((2, 2, 32, 32, 3), np.uint8)}, "videos must be a list .*, not a ndarray"),
+        ({"videos": torch.zeros(2, 2, 3, 32, 32)}, "videos must be a list of at least one candidate, not a Tensor"),
+        ({"texts": TEXTS, "batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrieve(clip_files[0], **options)
+    for options, message in (
+        ({"candidate_labels": TEXTS}, r"candidate_labels belongs in the call of the pipeline: retrieve\(inputs, cand"),
+        ({"prompt": "a {}"}, "prompt belongs in the call"),
+        ({"top_k": 0}, "top_k=0 must be an integer of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(TASK, model=str(checkpoint), **options)

@@ -148,3 +148,24 @@ def test_the_code_in_the_documentation_runs(checkpoint, clip_files, tmp_path, mo
     exec(compile(code, "docs/sentence_transformers.md", "exec"), names)
     assert names["scores"].shape == (2, 2)
     assert names["photos"].shape == (1, 16)
+
+
+def test_training_with_a_cached_loss(checkpoint, clip_files):  # noqa: F811
+    """Each mini-batch passes the model twice, and the batch updates the codebook once."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    encoder = SentenceTransformer(str(checkpoint), trust_remote_code=True).train()
+    model = encoder[0].model
+    assert model.quantizer.num_updates == 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    codes = model.quantizer.embed.clone()
+    loss = CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=2)
+    loss([encoder.preprocess(TEXTS), encoder.preprocess(clip_files)], torch.zeros(3)).backward()
+    optimizer.step()
+    assert model.quantizer.num_updates == 1
+    assert not torch.equal(model.quantizer.embed, codes)
+    for tower in ("text_model", "video_model", "text_projection", "video_projection"):
+        of_tower = [name for name in weights if name.startswith(tower)]
+        assert any(not torch.equal(model.get_parameter(name), weights[name]) for name in of_tower), tower

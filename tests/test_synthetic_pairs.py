@@ -300,4 +300,4 @@ def test_clips_without_a_pair(name, things, tmp_path, caplog):
     assert with_negatives == [row | {"negative_captions": negatives.get(row["video_id"], [])} for row in rows]
     with pytest.raises(CorpusError, match="negative_captions are for the task 'retrieval', not 'compositional'"):
         load_corpus(name, some, task="compositional", negative_captions=True)
-    assert f"{12 - len(table)} of 12 clips left out: nothing can be swapped in them" in caplog.text
+    assert f"leaving out {12 - len(table)} of 12 clips: nothing can be swapped in them" in caplog.text

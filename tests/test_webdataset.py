@@ -373,8 +373,8 @@ def test_samples_without_video_or_caption_are_counted(tmp_path, caplog):
         for _ in range(2):
             assert ids(load_corpus("webdataset", tmp_path)) == ["b"]
     (record,) = caplog.records
-    assert "2 samples without a caption left out (a, d)" in record.message
-    assert "2 samples without a video or image left out (c, e)" in record.message
+    assert "leaving out 2 samples without a caption (a, d)" in record.message
+    assert "leaving out 2 samples without a video or image (c, e)" in record.message
     assert "0.tar" in record.message
 
 
@@ -471,7 +471,7 @@ def test_damaged_shards(tmp_path, caplog, damage, at_payload, message):
         # "b" is also left out: what follows its caption may have belonged to it.
         assert ids(load_corpus("webdataset", tmp_path, damaged="skip")) == ["a", "e"]
     (record,) = caplog.records
-    assert "the rest of the shard left out after 1 sample (" in record.message
+    assert "leaving out the rest of the shard after 1 sample (" in record.message
 
 
 def write_sparse_shard(path: Path, size: int):
@@ -499,7 +499,7 @@ def test_videos_that_are_too_large(tmp_path, caplog):
         load_corpus("webdataset", tmp_path)
     with caplog.at_level(logging.WARNING):
         assert ids(load_corpus("webdataset", tmp_path, damaged="skip")) == ["a"]
-    assert "1 sample with oversized video left out (b)" in caplog.text
+    assert "leaving out 1 sample with oversized video (b)" in caplog.text
     with pytest.raises(CorpusError, match=r"0.tar at byte 2048: 8589934592 bytes, but a video has"):
         read_member({"path": str(tmp_path / "0.tar"), "offset": 2048, "size": 2**33})
 

@@ -1,7 +1,7 @@
 """
 Embeds videos on a Ray cluster with Ray Data, and joins the parts into an index.
 
-    pip install region-learner "ray[data]"
+    pip install region-learner "ray[data]"  # in a clone: pip install . "ray[data]"
     python examples/search/ray_data.py MODEL VIDEOS --parts DIR --index DIR --shards 64 --gpus 1
 
 Each task embeds one shard of the videos. If a worker dies, Ray restarts its task, which resumes with the videos that

@@ -584,12 +584,12 @@ class RegionLearnerVideoConfig(_StrictConfig):
 
     def _check_backbone(self):
         if not isinstance(self.backbone_config, PreTrainedConfig):
-            raise ValueError(f"backbone_config was set to {self.backbone_config!r:.60}: set it to a configuration.")
+            raise ValueError(f"backbone_config must be a configuration, not {self.backbone_config!r:.60}.")
         for name, value in _sizes_of_backbone(self.backbone_config).items():
             if name not in _OWN_LAYERS and getattr(self, name) != value:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}, but that of the backbone is {value}: leave it out, or change it "
-                    "in backbone_config."
+                    f"{name}={getattr(self, name)} differs from that of the backbone, {value}: leave it out, or "
+                    "change it in backbone_config."
                 )
         if self.pre_layernorm:
             raise ValueError("pre_layernorm=True is for the divided space-time ViT: leave it out with a backbone.")
@@ -808,7 +808,7 @@ class RegionLearnerConfig(_StrictConfig):
         """
         for name in self.sub_configs:
             if not isinstance(getattr(self, name), PreTrainedConfig):
-                raise ValueError(f"{name} was set to {getattr(self, name)!r:.60}: set it to a configuration.")
+                raise ValueError(f"{name} must be a configuration, not {getattr(self, name)!r:.60}.")
         if self.video_config.model_type != RegionLearnerVideoConfig.model_type:
             raise ValueError(
                 f"video_config is the configuration of a {self.video_config.model_type!r} model: pass a "

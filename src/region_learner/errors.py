@@ -54,6 +54,20 @@ def in_one_line(error: Exception) -> str:
     return f"{message} (from {_shown(file)}:{number}; REGION_LEARNER_DEBUG=1 shows more)"
 
 
+def install_hint(extra: str) -> str:
+    """
+    Returns the command that installs an extra of this package, for messages about packages that are not installed.
+
+    Example:
+
+    ```python
+    >>> install_hint("app")
+    "pip install 'region-learner[app]' (in a clone: pip install '.[app]')"
+    ```
+    """
+    return f"pip install 'region-learner[{extra}]' (in a clone: pip install '.[{extra}]')"
+
+
 def nearest_or_all(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown `name`: the nearest known one, or all if none is near."""
     from .configuration_region_learner import did_you_mean

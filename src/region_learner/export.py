@@ -8,6 +8,7 @@ see `ExportedPart`.
 
 import importlib
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from .errors import install_hint
+from .files import sync_tree
 from .inference import evaluation_mode
 from .loading import check_checkpoint, load_checkpoint
 
@@ -26,7 +29,7 @@ FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "
 
 # The largest difference of a value between PyTorch and the exported program, in units of the largest value of its
 # output (at least 1).
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 # Above this size, the weights do not fit in one ONNX file, which can have at most 2 GiB.
 _LARGEST_FILE = 1.8 * 2**30
@@ -211,7 +214,7 @@ def check_format(format: str) -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        raise ImportError(f"The format {format!r} needs {', '.join(missing)}: pip install 'region-learner[export]'")
+        raise ImportError(f"The format {format!r} needs {', '.join(missing)}: {install_hint('export')}")
 
 
 def export_model(
@@ -219,7 +222,7 @@ def export_model(
 ) -> dict[str, dict[str, Any]]:
     """
     Exports the parts of a model to files, and compares each of them with the model in PyTorch, on random inputs whose
-    sizes differ from those of the export.
+    sizes differ from those of the export. `output` gets the files only if all parts compute the same as the model.
 
     Args:
         model: a model of this package, in float32 on the CPU.
@@ -234,7 +237,7 @@ def export_model(
 
     Raises:
         ValueError: the format or a part is not known, the model is not in float32 on the CPU, or the results of an
-            exported program differ from the model's.
+            exported program differ from the model's by more than 1e-5, measured as `difference` is.
         ImportError: packages that the format needs are not installed.
 
     Example:
@@ -258,15 +261,26 @@ def export_model(
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     results = {}
-    # (torch.export does not take tensors that were made in inference mode.)
-    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+    # Files are moved to `directory` after the comparison. (torch.export does not take tensors of inference mode.)
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as partial,
+    ):
         for name in parts:
-            part = ExportedPart(model, name).eval()
-            path = directory / f"{name}.{'onnx' if format == 'onnx' else 'xml'}"
-            names = (_write_onnx if format == "onnx" else _write_openvino)(part, path)
-            run = (_run_onnx if format == "onnx" else _run_openvino)(path)
-            results[name] = {"file": path.name, "outputs": names, "difference": _compare(part, run, names, path)}
+            results[name] = _export_part(ExportedPart(model, name).eval(), Path(partial), format)
+        sync_tree(Path(partial))
+        for file in Path(partial).iterdir():
+            file.replace(directory / file.name)
     return results
+
+
+def _export_part(part: ExportedPart, directory: Path, format: str) -> dict[str, Any]:
+    path = directory / f"{part.name}.{'onnx' if format == 'onnx' else 'xml'}"
+    names = (_write_onnx if format == "onnx" else _write_openvino)(part, path)
+    run = (_run_onnx if format == "onnx" else _run_openvino)(path)
+    return {"file": path.name, "outputs": names, "difference": _compare(part, run, names, path)}
 
 
 def _write_onnx(part: ExportedPart, path: Path) -> list[str]:
@@ -342,8 +356,9 @@ def _compare(
         difference = max(difference, *differences.values())
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"{path} does not compute the same as the model: {max(differences, key=differences.__getitem__)} "
-                f"differs by {difference:.2g} for {size}. Use the model in PyTorch, and please report this."
+                f"{path.name} does not compute the same as the model: {max(differences, key=differences.__getitem__)} "
+                f"differs by {difference:.2g} for {size}; expected at most {TOLERANCE:g}. It was not kept: use the "
+                "model in PyTorch, and please report this."
             )
     return difference
 

@@ -5,6 +5,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import install_hint
+
 if TYPE_CHECKING:
     import gradio
 
@@ -80,7 +82,7 @@ def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
         sdk = metadata.version("gradio")
     except metadata.PackageNotFoundError as error:
         raise ValueError(
-            "--space needs Gradio, because the README of a Space names its version: pip install 'region-learner[app]'"
+            f"--space needs Gradio, because the README of a Space names its version: {install_hint('app')}"
         ) from error
     name = model.rpartition("/")[2]
     card = _README.format(title=f"Search with {name}"[:60], gradio=sdk, model=model, private=_PRIVATE * private)
@@ -105,7 +107,7 @@ def requirements() -> list[str]:
     try:
         declared = metadata.requires("region-learner") or []
     except metadata.PackageNotFoundError as error:
-        raise ValueError("--space needs region-learner to be installed: pip install 'region-learner[app]'") from error
+        raise ValueError(f"--space needs region-learner to be installed: {install_hint('app')}") from error
     needed = []
     for line in declared:
         requirement, _, condition = (part.strip() for part in line.partition(";"))

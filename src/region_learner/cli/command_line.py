@@ -24,7 +24,7 @@ from .training import demo, train
 
 app = typer.Typer(
     cls=Commands,
-    help="Search videos by text, and train, evaluate and publish the models that do it.",
+    help="Search videos by text, and train, evaluate and publish video-text models.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -150,8 +150,7 @@ def features(
     """
     Compute and store the features of a frozen backbone.
 
-    With --corpus features, you can then train the regions and the text encoder without decoding videos; see
-    docs/features.md.
+    With --corpus features, you can then train the regions and the text encoder without decoding videos.
     Run the same command again to resume an interrupted run.
     """
     from ..features import compute_features

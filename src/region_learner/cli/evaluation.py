@@ -113,8 +113,7 @@ def evaluate(
     Evaluate a checkpoint on a benchmark or on your own videos.
 
     The tasks are retrieval in both directions, multiple choice, question answering, action recognition with a
-    classifier (classification) or with prompts (zero_shot), and finding phrases in the frames (grounding). See
-    docs/evaluation.md.
+    classifier (classification) or with prompts (zero_shot), and finding phrases in the frames (grounding).
     """
     if list_protocols:
         _print_protocols(as_json)
@@ -263,7 +262,7 @@ def mteb(
     Evaluate a checkpoint on video retrieval tasks of MTEB.
 
     MTEB downloads the data of the tasks. The main scores are shown in percent; MTEB's own result files contain all
-    scores. See docs/evaluation.md.
+    scores.
     """
     if not list_tasks and (model is None or bool(tasks) == all_tasks):
         raise ValueError("Give a checkpoint, and names of tasks or --all; --list-tasks shows the tasks.")
@@ -349,7 +348,7 @@ def regions(
     For videos, prints how much of a frame each region covers, how much the regions overlap, how sharp, distinct and
     stable they are, and how many codes are used. With --query, prints which region matches each phrase of a text. With
     --corpus, prints how well the regions match known objects, compared with other masks. Shares are percentages,
-    averaged over the videos. See docs/evaluation.md.
+    averaged over the videos.
     """
     from ..loading import check_checkpoint, check_video
 

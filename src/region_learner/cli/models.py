@@ -32,7 +32,8 @@ def convert(
     """
     Convert a checkpoint of the reference implementation.
 
-    This is the code that was published with the paper. The file is read without running any code in it.
+    The reference implementation is the code that the paper's authors published. The file is read without running any
+    code in it.
     """
     from ..conversion import convert_original_checkpoint
 

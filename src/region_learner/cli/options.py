@@ -13,7 +13,8 @@ Corpus = Annotated[
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the corpus.")]
 Split = Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")]
 CorpusOptions = Annotated[
-    str | None, typer.Option(metavar="JSON", help="Options of the corpus, as JSON; see docs/corpora.md.")
+    str | None,
+    typer.Option(metavar="JSON", help="Options of the corpus, as JSON. The error for an unknown option lists all."),
 ]
 MaxMissing = Annotated[
     float | None,
@@ -98,7 +99,8 @@ def options_of(corpus: str, text: str | None, max_missing: float | None = None) 
     options = mapping("--corpus-options", text)
     if reserved := {"name", "data_dir", "split", "streaming"} & options.keys():
         raise ValueError(
-            f"--corpus-options takes options of the corpus, not {', '.join(sorted(reserved))}: see docs/corpora.md."
+            f"--corpus-options takes options of the corpus, not {', '.join(sorted(reserved))}: use --corpus, "
+            "--data-dir and --split."
         )
     if max_missing is not None:
         if "max_missing" not in corpus_options(corpus):

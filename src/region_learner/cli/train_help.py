@@ -23,7 +23,7 @@ Usage: region-learner train [RECIPE] [OPTIONS]
 
   Train or fine-tune a model. RECIPE is one of the recipes below or a YAML file of your own that
   sets options; options on the command line override it. To train on several GPUs or machines, use
-  accelerate launch -m region_learner.training [RECIPE] [OPTIONS]. See docs/training.md.
+  accelerate launch -m region_learner.training [RECIPE] [OPTIONS].
 """
 
 _GENERAL = {

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Siglip2Tokenizer
 
+from ..errors import install_hint
 from ..loading import check_files, check_name
 from ..text_tower import check_text_tower
 
@@ -72,9 +73,7 @@ def load_tokenizer(name: str | os.PathLike, text_config: Any) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except ImportError as error:
-        raise ImportError(
-            f"The tokenizer of {name} needs two packages: pip install 'region-learner[siglip]'"
-        ) from error
+        raise ImportError(f"The tokenizer of {name} needs two packages: {install_hint('siglip')}") from error
     if text_config.model_type.startswith("siglip") and "Gemma" in type(tokenizer).__name__:
         tokenizer = Siglip2Tokenizer.from_pretrained(name)  # SigLIP 2 was trained with lower-case texts
     check_text_tower(text_config, tokenizer)

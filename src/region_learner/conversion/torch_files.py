@@ -34,6 +34,7 @@ _DTYPES = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files that PyTorch wrote before version 1.6
 _MOST_TENSORS = 10_000  # maximum number per model; the largest vision transformers have about 1,000
 _MOST_OPCODES = 1_000_000  # of a pickle; a tensor and the state of its optimizer have about 100
+_DAMAGED = "its pickle is damaged"
 _PLACEHOLDER = object()  # for everything that is not a container, a number, a text or a tensor
 _MARK = object()
 
@@ -93,7 +94,7 @@ class _Unpickler:
         Returns the object in a pickle.
 
         Raises:
-            ValueError, IndexError, KeyError: the pickle is damaged, or has too many opcodes.
+            ValueError: the pickle is damaged, or has too many opcodes.
         """
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if number == _MOST_OPCODES:  # most bytes of a pickle can make a container
@@ -101,9 +102,14 @@ class _Unpickler:
             if opcode.name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[opcode.name](argument))
             elif (step := getattr(self, f"_{opcode.name.lower()}", None)) is not None:
-                step(argument)
+                try:
+                    step(argument)
+                except (IndexError, KeyError):  # too little on the stack, or not in the memo
+                    raise ValueError(_DAMAGED) from None
             elif opcode.name not in ("PROTO", "FRAME", "STOP"):
                 raise ValueError(f"a pickle of tensors does not contain {opcode.name}")
+        if not self.stack:
+            raise ValueError(_DAMAGED)
         return self.stack.pop()
 
     def _items(self) -> list[Any]:
@@ -140,7 +146,7 @@ class _Unpickler:
 
     def _last(self, count: int) -> list[Any]:
         if len(self.stack) < count:
-            raise IndexError("too little on the stack")
+            raise IndexError
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -195,7 +201,7 @@ class _Unpickler:
                 if module in ("torch", "torch.cuda") and kind in _DTYPES and length >= 0:
                     storage = _Storage(key, _DTYPES[kind], length)
                     if self.storages.setdefault(key, storage) != storage:
-                        raise ValueError(f"storage {key} is declared twice, in two ways")
+                        raise ValueError(_DAMAGED)  # a storage that is declared twice, in two ways
                     self.stack.append(storage)
                     return
         self.stack.append(_PLACEHOLDER)

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
+from ..errors import install_hint
 from ..modeling_region_learner import RegionLearnerModel
 from ..processing_region_learner import RegionLearnerProcessor
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
@@ -141,7 +142,7 @@ def _load_timm(name: str, as_backbone: bool) -> _ImageTower:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"Loading {name!r} needs timm: pip install 'region-learner[timm]'") from error
+        raise ImportError(f"Loading {name!r} needs timm: {install_hint('timm')}") from error
     try:
         model: Any = timm.create_model(_timm_name(name), pretrained=True, num_classes=0)
     except (RuntimeError, SafetensorError) as error:

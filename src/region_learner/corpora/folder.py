@@ -117,16 +117,15 @@ def _find_splits(data_dir: Path) -> dict[str, Path]:
     if top and splits:
         first = next(iter(splits.values()))
         raise CorpusError(
-            f"metadata both for all of {data_dir} ({top.name}) and for a split "
-            f"({first.relative_to(data_dir)}): keep one of the two"
+            f"{data_dir} has metadata both for the whole folder ({top.name}) and for a split "
+            f"({first.relative_to(data_dir)}): keep only one of them"
         )
     if not top and not splits:
         others = sorted(data_dir.glob("metadata.*"))
         other = f" ({others[0].name} has a format that is not supported)" if others else ""
         raise CorpusError(
-            f"no metadata in {data_dir}{other}: it, or a subdirectory for each split, needs "
-            f"{', '.join(METADATA_FILES[:2])} or {METADATA_FILES[2]} with columns file_name and one of "
-            f"{', '.join(CAPTION_COLUMNS)}"
+            f"{data_dir} has no metadata{other}: put {', '.join(METADATA_FILES[:2])} or {METADATA_FILES[2]} into it, "
+            f"or into a subdirectory for each split, with columns file_name and one of {', '.join(CAPTION_COLUMNS)}"
         )
     return {"train": top} if top else splits
 
@@ -225,8 +224,8 @@ def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
     if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
         number, video_id = ids[0]
         raise CorpusError(
-            f"{path}, {number}: video_id {video_id!r}, and all others, are numbers that have gained a decimal point: "
-            "write ids as strings"
+            f"{path}, {number}: all video_ids are decimal numbers, such as {video_id!r}; integers in a column with "
+            "missing values become decimals: write ids as strings"
         )
 
 

@@ -73,14 +73,17 @@ def csv_records(
             if reader.line_num != start and _swallows_rows(fields, columns, delimiter, is_row):
                 raise CorpusError(
                     f"{path}, line {start}: a quote is opened here and closed in line {reader.line_num}, so the rows "
-                    "in between become one field: close it, or double the quotes that are text, in a quoted field"
+                    "in between become one field: close it; to write a quote inside a quoted field, double it"
                 )
             yield start, fields
 
 
 def _csv_problem(path: Path, start: int, end: int, error: csv.Error) -> str:
     if "field limit" in str(error) and start == end:
-        return f"{path}, line {start}: a field of more than {csv.field_size_limit()} characters: write it as .jsonl"
+        return (
+            f"{path}, line {start}: a field has more than {csv.field_size_limit()} characters, the limit for CSV: use "
+            "metadata.jsonl instead"
+        )
     if "end of data" in str(error) or "field limit" in str(error):
         return f"{path}, line {start}: a quote is opened here and never closed, so later rows are lost: close it"
     after = "" if start == end else f", which is closed in line {end}"

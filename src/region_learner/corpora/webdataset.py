@@ -157,9 +157,9 @@ class _ShardReport:
         parts = []
         for reason, keys in self.left_out.items():
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            parts.append(f"{_count(keys)} {reason} left out ({', '.join(keys[:3])}{more})")
+            parts.append(f"leaving out {_count(keys)} {reason} ({', '.join(keys[:3])}{more})")
         if self.damage:
-            parts.append(f"the rest of the shard left out after {_count(range(self.read))} ({self.damage})")
+            parts.append(f"leaving out the rest of the shard after {_count(range(self.read))} ({self.damage})")
         logger.warning("%s: %s", self.shard, "; ".join(parts))
 
 

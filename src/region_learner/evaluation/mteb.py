@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Image, Video
 
-from ..errors import in_one_line, is_for_user, nearest_or_all
+from ..errors import in_one_line, install_hint, is_for_user, nearest_or_all
 from ..loading import load_checkpoint
 from .provenance import describe_model
 from .reading import BATCH_SIZE
@@ -25,7 +25,7 @@ try:
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 except ImportError as error:
-    raise ImportError("Tasks of MTEB need the package mteb: pip install 'region-learner[mteb]'") from error
+    raise ImportError(f"Tasks of MTEB need the package mteb: {install_hint('mteb')}") from error
 
 logger = logging.getLogger(__name__)
 

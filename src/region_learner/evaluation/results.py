@@ -205,9 +205,7 @@ def _check_finite(where: str, metrics: Mapping[str, int | float]) -> None:
         if isinstance(value, bool):
             raise ValueError(f"{where}: {name!r} is {value}, which is not a number")
         if not abs(value) <= sys.float_info.max:  # an integer may be beyond any float
-            raise ValueError(
-                f"{where}: {name!r} is {value!r:.80}, which is not finite: does the model give finite numbers?"
-            )
+            raise ValueError(f"{where}: {name!r} is {value!r:.80}, which is not finite: check the model for NaN.")
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import install_hint
 from ..files import readable
 from ..interruption import interruptible
 from ..video_decoding_region_learner import VideoDecodeError, read_clip
@@ -351,5 +352,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("The app needs Gradio: pip install 'region-learner[app]'") from error
+        raise ImportError(f"The app needs Gradio: {install_hint('app')}") from error
     return gradio

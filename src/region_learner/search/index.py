@@ -561,9 +561,9 @@ def _neutral(database: Database) -> np.ndarray:
     try:
         found = np.frombuffer(bytes.fromhex(database.about("neutral")), "<f4").reshape(-1, database.about("dim"))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{database.path} is damaged (neutral texts): {AGAIN}") from error
+        raise ValueError(f"{database.path} is damaged: {AGAIN}") from error
     if not len(found) or not np.isfinite(found).all():
-        raise ValueError(f"{database.path} is damaged (neutral texts): {AGAIN}")
+        raise ValueError(f"{database.path} is damaged: {AGAIN}")
     return found
 
 

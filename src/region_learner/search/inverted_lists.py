@@ -100,7 +100,7 @@ def read_about(directory: Path, vectors: Vectors) -> About:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is damaged.") from None
     if about.dim != vectors.dim:
-        raise ValueError(f"{path} belongs to other vectors.")
+        raise ValueError(f"{path} does not match the vectors of this index.")
     return about
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import install_hint
 from .vectors import Vectors
 
 if TYPE_CHECKING:
@@ -204,8 +205,7 @@ def _has_faiss() -> bool:
     if importlib.util.find_spec("faiss"):
         return True
     logger.warning(
-        "Searching more than %s vectors is slow without FAISS: pip install 'region-learner[search]'",
-        f"{EXACT_ROWS:,}",
+        "Searching more than %s vectors is slow without FAISS: %s", f"{EXACT_ROWS:,}", install_hint("search")
     )
     return False
 

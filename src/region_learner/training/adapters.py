@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..configuration_region_learner import did_you_mean
+from ..errors import install_hint
 from ..loading import BESIDE_ADAPTERS
 
 ADAPTER = "adapter"
@@ -25,7 +26,7 @@ def _import_peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError("lora needs the package `peft`: pip install 'region-learner[peft]'") from error
+        raise ImportError(f"lora needs the package `peft`: {install_hint('peft')}") from error
     return peft
 
 
@@ -130,10 +131,15 @@ def merged(model: Any) -> Any:
 
 
 def save_adapters(model: Any, folder: Path) -> None:
-    """Writes everything that training changes to a directory that `PeftModel.from_pretrained(base, folder)` reads."""
+    """
+    Writes everything that training changes to a directory that `PeftModel.from_pretrained(base, folder)` reads.
+
+    Raises:
+        ValueError: several adapters are active, or none.
+    """
     from peft import get_peft_model_state_dict
 
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     values = get_peft_model_state_dict(model, adapter_name=adapter) | _beside_adapters(model)
     named = {_PREFIX + name.removeprefix(_PREFIX): value.detach().cpu() for name, value in values.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,14 +162,24 @@ def load_adapters(model: Any, folder: Path) -> None:
     values = {prefix + name.removeprefix(_PREFIX): value for name, value in load_file(folder / _WEIGHTS).items()}
     if lacking := sorted(_beside_adapters(model).keys() - values.keys()):
         raise ValueError(f"{folder} belongs to another model: it lacks {', '.join(lacking[:3])}.")
-    found: Any = set_peft_model_state_dict(model, values, adapter_name=_active_adapter(model))
+    found: Any = set_peft_model_state_dict(model, values, adapter_name=active_adapter(model))
     if found.unexpected_keys:
         raise ValueError(f"{folder} belongs to another model: it has {', '.join(sorted(found.unexpected_keys)[:3])}.")
 
 
-def _active_adapter(model: Any) -> str:
+def active_adapter(model: Any) -> str:
+    """
+    Returns the name of the adapter that is active.
+
+    Raises:
+        ValueError: several adapters are active, or none.
+    """
     names = model.active_adapters
-    return (names() if callable(names) else names)[0]
+    names = names() if callable(names) else names
+    if len(names) != 1:
+        found = f"{len(names)} adapters are active ({', '.join(names)})" if names else "no adapter is active"
+        raise ValueError(f"A checkpoint stores one adapter, but {found}: activate one with `model.set_adapter(NAME)`.")
+    return names[0]
 
 
 def load_beside_adapters(model: Any, checkpoint: Path) -> None:

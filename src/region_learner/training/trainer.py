@@ -19,6 +19,7 @@ from ..evaluation.tasks import option_scores
 from ..loader_processes import LoaderWatch, WatchedLoader, naming_the_video
 from ..loss_region_learner import classification_loss, contrastive_loss
 from . import checkpoints
+from .adapters import active_adapter, has_adapters
 from .arguments import UNLABELED_TASKS
 from .batch_size import check_negatives, train_with_largest_batch, with_batch_size
 from .collator import RegionLearnerCollator, check_given
@@ -138,7 +139,7 @@ class RegionLearnerTrainer(SafeTrainer):
         evaluated = given.values() if isinstance(given, dict) else [given]
         checked = partial(check_features, model, self.processing_class, trains=True)
         if checked([(part.dataset, part.num_frames) for part in self.parts]):
-            logger.info("Cached features are those of middle frames and center crops: training uses no random ones.")
+            logger.info("Training on cached features uses middle frames and center crops, not random ones.")
         checked([(dataset, None) for dataset in evaluated])
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
@@ -333,8 +334,10 @@ class RegionLearnerTrainer(SafeTrainer):
             `auto_find_batch_size` the `per_device_train_batch_size` that was found.
 
         Raises:
-            ValueError: the checkpoint does not fit the data or the arguments.
+            ValueError: the checkpoint does not fit the data or the arguments, or several adapters are active.
         """
+        if has_adapters(self.model):
+            active_adapter(self.model)
         checkpoint = checkpoints.checkpoint_to_resume(self.args, resume_from_checkpoint)
         skip_data, self._first_data_step = self.args.ignore_data_skip, 0
         if checkpoint is not None:

@@ -48,7 +48,7 @@ REFUSED = {
     "remove_unused_columns": "the collator reads columns that the model does not know",
     "label_names": "the task decides what evaluation keeps of a batch",
     "label_smoothing_factor": "the Trainer would compute a loss of its own",
-    "average_tokens_across_devices": "no loss here is a mean over tokens",
+    "average_tokens_across_devices": "the losses of this package are not means over tokens",
     "include_num_input_tokens_seen": "pixels would count as tokens; samples_per_second is logged instead",
     "eval_do_concat_batches": "the metrics need all rows at once",
     "batch_eval_metrics": "the metrics need all rows at once",

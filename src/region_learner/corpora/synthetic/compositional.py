@@ -144,7 +144,7 @@ def compositional_rows(
             "more objects"
         )
     if len(new_rows) < len(rows):
-        logger.info("%d of %d clips left out: nothing can be swapped in them", len(rows) - len(new_rows), len(rows))
+        logger.info("leaving out %d of %d clips: nothing can be swapped in them", len(rows) - len(new_rows), len(rows))
     return new_rows
 
 

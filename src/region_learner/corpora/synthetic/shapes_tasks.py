@@ -76,7 +76,7 @@ def rows_of_task(
         )
     if len(new_rows) < len(rows):
         logger.info(
-            "%d of %d clips left out: none of their objects is the largest", len(rows) - len(new_rows), len(rows)
+            "leaving out %d of %d clips: none of their objects is the largest", len(rows) - len(new_rows), len(rows)
         )
     features: dict[str, Any] = {}
     if task == "question_answering":

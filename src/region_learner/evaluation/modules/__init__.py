@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ...errors import install_hint
+
 _FOLDER = Path(__file__).parent
 
 
@@ -34,7 +36,7 @@ def load_metric(name: str, **options: Any):
     try:
         import evaluate  # slow to import
     except ImportError as error:
-        raise ImportError("load_metric needs the package evaluate: pip install 'region-learner[evaluate]'") from error
+        raise ImportError(f"load_metric needs the package evaluate: {install_hint('evaluate')}") from error
     if name not in list_metrics():
         raise ValueError(f"The metric {name!r} is not known; choose one of {', '.join(list_metrics())}.")
     return evaluate.load(str(_FOLDER / name), **options)
