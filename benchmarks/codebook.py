@@ -9,13 +9,13 @@ codes).
 import argparse
 import json
 import logging
-import platform
 import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from measuring import about
 from region_learner import load_corpus
 from region_learner.evaluation import codebook_use
 from region_learner.training import parse_arguments, train
@@ -58,7 +58,7 @@ def main():
         )
     result = {
         "steps": options.steps,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "about": about("cuda" if torch.cuda.is_available() else "cpu"),
         "rows": rows,
     }
     if options.json:

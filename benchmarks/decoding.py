@@ -20,6 +20,9 @@ conversions differ.
 frames that are "needed", because they are wanted or referenced by another frame; and the frames "decoded" by our
 reader.
 
+"torchcodec CUDA" decodes, resizes and crops on a GPU. It is measured if there is one, in wall-clock time, because CPU
+time would leave out the work of the GPU.
+
 "prepared" is our reader on the same clips from shards made by `region-learner corpus prepare`, with at most 30 frames
 per second and a short side of 256, so the frames are not the same.
 
@@ -30,7 +33,6 @@ reads other frames, and the output says how far they are from the random frames.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -42,10 +44,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from measuring import about, described
 
 RIVALS = Path(__file__).parent.parent / "build" / "rivals"
 SCALING = ("decord scaling", "torchcodec scaling")
-NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate", *SCALING)
+ON_GPU = "torchcodec CUDA"
+NAMES = ("ours", "transformers", "decord", "torchcodec", "torchcodec approximate", *SCALING, ON_GPU)
 OURS = ("ours", "prepared", "random", "keyframes")
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
@@ -94,6 +100,13 @@ def read_torchcodec(path: str, frames: int, seek_mode: str, size: tuple[int, int
     return decoder.get_frames_at(middle_frames(len(decoder), frames)).data.numpy()
 
 
+def read_torchcodec_on_gpu(path: str, frames: int) -> torch.Tensor:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, dimension_order="NHWC", device="cuda")
+    return decoder.get_frames_at(middle_frames(len(decoder), frames)).data
+
+
 READERS: dict[str, Any] = {
     "ours": read_ours,
     "transformers": read_transformers,
@@ -102,6 +115,7 @@ READERS: dict[str, Any] = {
     "torchcodec approximate": partial(read_torchcodec, seek_mode="approximate"),
     "decord scaling": read_decord,
     "torchcodec scaling": partial(read_torchcodec, seek_mode="exact"),
+    ON_GPU: read_torchcodec_on_gpu,
 }
 
 
@@ -119,8 +133,6 @@ def serve(name: str, frames: int, connection) -> None:
     """Runs in its own process: receives paths, and sends back seconds, with the frames if they are asked for."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import torch
-
     torch.set_num_threads(1)
     if name not in OURS:
         sys.path.append(str(RIVALS))
@@ -135,14 +147,18 @@ def serve(name: str, frames: int, connection) -> None:
         try:
             torch.manual_seed(0)
             how = {"size": scaled_size(processor, video)} if name in SCALING else {}
-            start = time.process_time()
+            clock = time.perf_counter if name == ON_GPU else time.process_time
+            start = clock()
             if name in OURS:
                 processor(video_source(video), training=name in ("random", "keyframes"), **raw)
             else:
-                clip = torch.from_numpy(READERS[name](video, frames, **how)).permute(0, 3, 1, 2)
+                clip = torch.as_tensor(READERS[name](video, frames, **how)).permute(0, 3, 1, 2)
                 processor(clip, do_sample_frames=False, **raw)
-            seconds = time.process_time() - start
-            connection.send((seconds, READERS[name](video, frames) if with_frames and name in READERS else None))
+            if name == ON_GPU:
+                torch.cuda.synchronize()
+            seconds = clock() - start
+            read = torch.as_tensor(READERS[name](video, frames)) if with_frames and name in READERS else None
+            connection.send((seconds, None if read is None else read.cpu().numpy()))
         except Exception as error:
             connection.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
 
@@ -203,8 +219,6 @@ def whole_file(path: str, frames: int) -> np.ndarray:
 
 def moved_by(path: str, frames: int) -> tuple[float, float]:
     """Returns the mean distance of key frames from random frames, in frames and as a share of a segment."""
-    import torch
-
     from region_learner import RegionLearnerVideoProcessor
 
     chosen = []
@@ -335,7 +349,10 @@ def main():
     options = parser.parse_args()
     if not options.no_rivals:
         install_rivals()
-    print(f"one of {os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}")
+    sys.path.append(str(RIVALS))  # for their versions only: our own processes start without them
+    where = about("cuda" if torch.cuda.is_available() else "cpu", "av", "decord", "torchcodec")
+    sys.path.remove(str(RIVALS))
+    print(f"{described(where)}\nEach implementation uses one core and one thread.")
     results = []
     with tempfile.TemporaryDirectory() as made:
         directories = options.directories
@@ -347,17 +364,19 @@ def main():
         for directory in directories:
             results.append(compare(directory, options))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        options.json.write_text(json.dumps({"about": where, "rows": results}, indent=2) + "\n")
 
 
 def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     paths = videos_in(directory, options.clips)
     names = list(OURS) if options.no_rivals else [*NAMES, *OURS[1:]]
+    if not torch.cuda.is_available() and ON_GPU in names:
+        names.remove(ON_GPU)
     with tempfile.TemporaryDirectory() as shards:
         prepared, summary = prepare(paths, Path(shards))
         measured, notes = measure(paths, prepared, names, options.frames, options.repeats)
     totals = {name: sum(statistics.median(times) for times in result["seconds"]) for name, result in measured.items()}
-    rivals = {name: total for name, total in totals.items() if name in NAMES and name != "ours"}
+    rivals = {name: total for name, total in totals.items() if name in NAMES and name not in ("ours", ON_GPU)}
     print(f"\n{directory.name}: {len(paths)} clips, {options.frames} frames each")
     print(f"{'':24} | {'clips/s':>8} | {'of ours':>8} | {'frames differ by':>16}")
     for name in (name for name in NAMES if name in totals):
@@ -393,7 +412,6 @@ def compare(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         "prepared": {name: summary[name] for name in ("bytes", "source_bytes", "seconds")},
         "keyframes_move_by": {"frames": distance, "share_of_a_segment": share},
         "notes": notes,
-        "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores",
     }
 
 

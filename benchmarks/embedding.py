@@ -16,7 +16,9 @@ its frames.
 | transformers | its `load_video`, `CLIPImageProcessor` and `CLIPModel`, eight videos per batch |
 | sentence-transformers | `SentenceTransformer.encode` on the frames, which transformers' `load_video` reads |
 
-The last column is the lowest cosine similarity of a video's embedding with ours; resizing differs by rounding.
+All run on the same device, in float32 on a CPU, and in bfloat16 autocast on a GPU. They take turns; times are medians,
+and "relative to ours" is the median of the ratios within each turn. The last column is the lowest cosine similarity of
+a video's embedding with ours; resizing differs by rounding.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +40,26 @@ from transformers.video_utils import load_video
 
 from decoding import make_clips, middle_frames, videos_in
 from indexing import SIZES, save_checkpoint
-from model import machine
+from measuring import about, described
 from region_learner import VideoIndex
 
 _VIDEOS_AT_ONCE = 8
 
 
+def autocast(device: str) -> AbstractContextManager:
+    """Returns the precision of all systems: that of `VideoIndex`."""
+    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
 class Ours:
-    def __init__(self, checkpoint: Path, frames: int, workers: int):
-        self.checkpoint, self.frames, self.workers = checkpoint, frames, workers
+    def __init__(self, checkpoint: Path, frames: int, workers: int, device: str):
+        self.checkpoint, self.frames, self.workers, self.device = checkpoint, frames, workers, device
 
     def __call__(self, videos: list[str]) -> tuple[float, np.ndarray]:
         with tempfile.TemporaryDirectory() as folder:
             # Windows are longer than the videos, so that each video is one window.
             index = VideoIndex.create(Path(folder) / "index", str(self.checkpoint), 600, 600, self.frames)
+            index.model.to(self.device)  # by default, it is on a GPU if there is one
             start = time.perf_counter()  # the others have already loaded their models, too
             index.update(videos, num_workers=self.workers)
             seconds = time.perf_counter() - start
@@ -60,8 +69,8 @@ class Ours:
 class Peer:
     """Embeds frames, eight videos at a time."""
 
-    def __init__(self, frames: int):
-        self.frames = frames
+    def __init__(self, frames: int, device: str):
+        self.frames, self.device = frames, device
 
     def embed(self, frames: list[np.ndarray]) -> np.ndarray:
         raise NotImplementedError
@@ -70,7 +79,8 @@ class Peer:
         start, found = time.perf_counter(), []
         for first in range(0, len(videos), _VIDEOS_AT_ONCE):
             clips = [frames_of(video, self.frames) for video in videos[first : first + _VIDEOS_AT_ONCE]]
-            embeds = self.embed([frame for clip in clips for frame in clip])
+            with autocast(self.device):
+                embeds = self.embed([frame for clip in clips for frame in clip])
             embeds = embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
             found.append(embeds.reshape(len(clips), self.frames, -1).mean(1))
         joined = np.concatenate(found)
@@ -88,7 +98,7 @@ def frames_of(video: str, count: int) -> np.ndarray:
 
 class Transformers(Peer):
     def __init__(self, checkpoint: Path, frames: int, device: str):
-        super().__init__(frames)
+        super().__init__(frames, device)
         self.model = CLIPModel.from_pretrained(checkpoint).to(device).eval()
         self.processor = CLIPImageProcessor.from_pretrained(checkpoint)
 
@@ -100,7 +110,7 @@ class Transformers(Peer):
 
 class SentenceTransformers(Peer):
     def __init__(self, checkpoint: Path, frames: int, device: str):
-        super().__init__(frames)
+        super().__init__(frames, device)
         self.model = SentenceTransformer(str(checkpoint), device=device)
 
     def embed(self, frames: list[np.ndarray]) -> np.ndarray:
@@ -116,7 +126,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -130,27 +140,29 @@ def main() -> None:
         ).save_pretrained(checkpoint)
         videos = videos_in(directory, options.clips)
         systems: dict[str, Callable[[list[str]], tuple[float, np.ndarray]]] = {
-            "ours": Ours(checkpoint, options.frames, options.workers),
-            "ours, one process": Ours(checkpoint, options.frames, 0),
+            "ours": Ours(checkpoint, options.frames, options.workers, options.device),
+            "ours, one process": Ours(checkpoint, options.frames, 0, options.device),
             "transformers": Transformers(checkpoint, options.frames, options.device),
             "sentence-transformers": SentenceTransformers(checkpoint, options.frames, options.device),
         }
         embeds = {name: run(videos)[1] for name, run in systems.items()}  # warm-up, and the embeddings to compare
         times: dict[str, list[float]] = {name: [] for name in systems}
-        for _ in range(options.repeats):
-            for name, run in systems.items():
-                times[name].append(run(videos)[0])
-    print(f"{machine(torch.device(options.device))}; {len(videos)} videos, {options.frames} frames of each\n")
+        for repeat in range(options.repeats):
+            for name in systems if repeat % 2 else reversed(systems):
+                times[name].append(systems[name](videos)[0])
+    where = about(options.device, "sentence-transformers", "av")
+    print(f"{described(where)}\n{len(videos)} videos, {options.frames} frames of each\n")
     print("| | seconds | videos/s | relative to ours | lowest cosine |\n|---|---:|---:|---:|---:|")
-    medians = {name: statistics.median(values) for name, values in times.items()}
     rows = []
-    for name, seconds in medians.items():
+    for name in systems:
+        seconds = statistics.median(times[name])
+        ratio = statistics.median(b / a for a, b in zip(times["ours"], times[name]))
         cosine = float((embeds[name] * embeds["ours"]).sum(1).min())
-        rows.append({"system": name, "seconds": seconds, "videos": len(videos), "lowest_cosine": cosine})
-        ratio = seconds / medians["ours"]
+        row = {"system": name, "seconds": seconds, "ratio": ratio, "videos": len(videos), "lowest_cosine": cosine}
+        rows.append(row)
         print(f"| {name} | {seconds:.2f} | {len(videos) / seconds:.1f} | {ratio:.2f} | {cosine:.4f} |")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(torch.device(options.device)), "rows": rows}, indent=2))
+        options.json.write_text(json.dumps({"about": where, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

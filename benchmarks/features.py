@@ -14,8 +14,6 @@ ViT-B/16 at 224 pixels with DistilBERT, `small` 6 layers of width 384 at 112 pix
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +24,7 @@ from datasets import Dataset
 from transformers import DistilBertConfig
 
 from decoding import make_clips, videos_in
+from measuring import about, described
 from region_learner import (
     RegionLearnerConfig,
     RegionLearnerModel,
@@ -124,8 +123,8 @@ def main():
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, threads: {options.threads}"
-    print(f"{os.cpu_count()} cores {platform.machine()}, {device}, PyTorch {torch.__version__}")
+    where = about("cuda" if torch.cuda.is_available() else "cpu", "av")
+    print(described(where))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if options.directory is None:
@@ -156,7 +155,8 @@ def main():
     ratios = {part: result["videos"][part] / result["cached features"][part] for part in ("reading", "model", "step")}
     print(f"{'ratio':18}" + "".join(f"{ratios[part]:10.1f}" for part in ratios))
     if options.json:
-        options.json.write_text(json.dumps(result | {"ratio": ratios, "compute_per_clip": once}, indent=2) + "\n")
+        measured = {"about": where, "steps": result, "ratio": ratios, "compute_per_clip": once}
+        options.json.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

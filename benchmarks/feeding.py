@@ -2,19 +2,19 @@
 Measures clips per second from files to model inputs, as training reads them, by the number of loader processes, and
 where a single process spends its time.
 
-    python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--json FILE]
+    python benchmarks/feeding.py [DIRECTORY ...] [--workers 0 1 2] [--batch 16] [--frames 8] [--clips N] [--passes 3]
+                               [--json FILE]
 
 The directories contain videos; without a directory, clips are generated (see benchmarks/decoding.py). Each directory
 is read as it is and, as "prepared", from shards made by `region-learner corpus prepare`, with random frames, crops and
 flips. Batches of uint8 are moved to the device and normalized there by the Trainer's own code. The model does not run:
-this measures how fast it can be fed. Times are wall-clock times of the fastest of several passes, so other work on the
-machine counts.
+this measures how fast it can be fed. Numbers of loader processes take turns, and speeds are medians over passes. They
+are of wall-clock times, so other work on the machine counts.
 """
 
 import argparse
 import json
-import os
-import platform
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -26,6 +26,7 @@ from datasets import Dataset
 from transformers import DistilBertConfig
 
 from decoding import make_clips, prepare, videos_in
+from measuring import about, described
 from region_learner import (
     RegionLearnerConfig,
     RegionLearnerModel,
@@ -37,8 +38,6 @@ from region_learner import (
     video_processing_region_learner,
 )
 from region_learner.training.tokenizer import train_tokenizer
-
-PASSES = 2
 
 
 def make_trainer(
@@ -68,21 +67,27 @@ def make_trainer(
 
 
 def clips_per_second(trainer: RegionLearnerTrainer) -> float:
-    """Returns the speed, measured from the first batch on, so that starting the processes does not count."""
-    fastest = 0.0
-    for _ in range(PASSES):
-        count, start = 0, None
-        for batch in trainer.get_train_dataloader():
-            clips = trainer._prepare_inputs(batch)["pixel_values_videos"]
-            if clips.is_cuda:
-                torch.cuda.synchronize()
-            if start is None:
-                start = time.perf_counter()
-            else:
-                count += len(clips)
-        assert start is not None
-        fastest = max(fastest, count / (time.perf_counter() - start))
-    return fastest
+    """Returns the speed of a pass from its first batch on, so that starting the processes does not count."""
+    count, start = 0, None
+    for batch in trainer.get_train_dataloader():
+        clips = trainer._prepare_inputs(batch)["pixel_values_videos"]
+        if clips.is_cuda:
+            torch.cuda.synchronize()
+        if start is None:
+            start = time.perf_counter()
+        else:
+            count += len(clips)
+    assert start is not None
+    return count / (time.perf_counter() - start)
+
+
+def speeds_of(trainers: dict[int, RegionLearnerTrainer], passes: int) -> dict[int, float]:
+    """Returns the median speed of each of `trainers`, which take turns."""
+    speeds: dict[int, list[float]] = {workers: [] for workers in trainers}
+    for number in range(passes):
+        for workers in trainers if number % 2 else reversed(trainers):
+            speeds[workers].append(clips_per_second(trainers[workers]))
+    return {workers: statistics.median(values) for workers, values in speeds.items()}
 
 
 def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
@@ -134,11 +139,12 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--clips", type=int, help="maximum number of clips per directory")
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{os.cpu_count()} cores {platform.machine()}, to {device}, PyTorch {torch.__version__}")
+    where = about("cuda" if torch.cuda.is_available() else "cpu", "av")
+    print(described(where))
     results = []
     with tempfile.TemporaryDirectory() as made:
         directories = options.directories
@@ -151,7 +157,8 @@ def main():
             videos, _ = prepare(paths, Path(made) / f"prepared-{directory.name}")
             for kind, these in (("originals", paths), ("prepared", list(videos.values()))):
                 these = these * -(-6 * options.batch // len(these))  # at least six batches
-                speeds = {n: clips_per_second(make_trainer(these, n, Path(made), options)) for n in options.workers}
+                trainers = {n: make_trainer(these, n, Path(made), options) for n in options.workers}
+                speeds = speeds_of(trainers, options.passes)
                 parts = where_time_goes(make_trainer(these[: 3 * options.batch], 0, Path(made), options))
                 print(f"\n{directory.name}, {kind}: {options.frames} frames, clips per second")
                 print(", ".join(f"{speed:.1f} with {n} loader processes" for n, speed in speeds.items()))
@@ -160,7 +167,8 @@ def main():
                     print(f"  {what:34} {value:7.2f}")
                 results.append({"directory": directory.name, "kind": kind, "clips_per_second": speeds, "ms": parts})
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        measured = {"about": where, "frames": options.frames, "batch": options.batch, "rows": results}
+        options.json.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

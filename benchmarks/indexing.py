@@ -2,20 +2,19 @@
 Measures where `region-learner index` spends its time, and how long 1,000 hours of video would take.
 
     python benchmarks/indexing.py [DIRECTORY] [--size base] [--clips 12] [--frames 12] [--window 10] [--stride 5]
-                                  [--workers N] [--json FILE]
+                                  [--workers N] [--repeats 3] [--json FILE]
 
 DIRECTORY contains videos; without it, clips of 256p are generated (see benchmarks/decoding.py). Weights are random,
 which does not change the time. `--size base` is a CLIP model with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
-and `small` has 6 layers of width 384 at 112 pixels. First, the parts run separately in this process, one video after
-the other: hashing, decoding with the transforms, and the model. Then `VideoIndex.update` does all of this, decoding in
-other processes.
+and `small` has 6 layers of width 384 at 112 pixels. The parts run separately in this process, one video after the
+other: hashing, decoding with the transforms, and the model. `VideoIndex.update` does all of this, decoding in other
+processes. Both take turns; times are medians.
 """
 
 import argparse
 import json
 import os
-import platform
-import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from decoding import make_clips, videos_in
+from measuring import about, described
 from region_learner import VideoIndex
 from region_learner.search.embedding import WindowEmbeddings
 from region_learner.search.reading import Begin, Job, Options, Part, read_video
@@ -53,8 +53,8 @@ def save_checkpoint(directory: Path, size: str) -> None:
 
 def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
     """Returns the seconds that each part takes in this process, and the amounts that it processed."""
-    about, seconds = index.about(), dict.fromkeys(("hash", "decode", "model"), 0.0)
-    options = Options(index.processor.video_processor, about["window"], about["stride"])
+    settings, seconds = index.about(), dict.fromkeys(("hash", "decode", "model"), 0.0)
+    options = Options(index.processor.video_processor, settings["window"], settings["stride"])
     duration, frames, windows = 0.0, 0, 0
     for video in videos:
         start = time.perf_counter()
@@ -77,6 +77,12 @@ def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
     return {"seconds": seconds, "duration": duration, "frames": frames, "windows": windows}
 
 
+def seconds_of_update(index: VideoIndex, videos: list[Video], workers: int) -> float:
+    start = time.perf_counter()
+    index.update([video.path for video in videos], num_workers=workers)
+    return time.perf_counter() - start
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="?", type=Path)
@@ -86,6 +92,7 @@ def main():
     parser.add_argument("--window", type=float, default=10)
     parser.add_argument("--stride", type=float, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,22 +101,34 @@ def main():
         if options.directory is None:
             make_clips(directory, 256, options.clips)
         save_checkpoint(root / "model", options.size)
-        index = VideoIndex.create(root / "index", str(root / "model"), options.window, options.stride, options.frames)
+
+        def new_index(name: str) -> VideoIndex:
+            return VideoIndex.create(root / name, str(root / "model"), options.window, options.stride, options.frames)
+
+        index = new_index("parts")
+        where = about(index.model.device, "av")
         videos = list(find_videos(videos_in(directory, options.clips)).videos.values())
         parts_alone(index, videos[:1])  # warm-up
-        found = parts_alone(index, videos)
-        start = time.perf_counter()
-        index.update([video.path for video in videos], num_workers=options.workers)
-        found["all"] = time.perf_counter() - start
-        shutil.rmtree(root / "index")
-    found |= {"device": str(index.model.device), "cores": os.cpu_count(), "machine": platform.machine()}
+        times: dict[str, list[float]] = {name: [] for name in ("hash", "decode", "model", "all")}
+        for repeat in range(options.repeats):
+            whole = new_index(f"index-{repeat}")
+            if repeat % 2:
+                times["all"].append(seconds_of_update(whole, videos, options.workers))
+            found = parts_alone(index, videos)
+            for name, seconds in found["seconds"].items():
+                times[name].append(seconds)
+            if not repeat % 2:
+                times["all"].append(seconds_of_update(whole, videos, options.workers))
+    found["seconds"] = {name: statistics.median(values) for name, values in times.items()}
+    print(described(where))
     print(f"{len(videos)} videos, {found['duration']:.0f} s, {found['windows']} windows, {found['frames']} frames")
     print("\n| part | seconds | of real time | 1,000 hours on one core or device |\n|---|---:|---:|---:|")
-    for name, seconds in {**found["seconds"], f"update, {options.workers} workers": found["all"]}.items():
+    labels = {"all": f"update, {options.workers} workers"}
+    for name, seconds in found["seconds"].items():
         share = seconds / found["duration"]
-        print(f"| {name} | {seconds:.2f} | {share:.4f} | {1000 * share:.1f} h |")
+        print(f"| {labels.get(name, name)} | {seconds:.2f} | {share:.4f} | {1000 * share:.1f} h |")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+        options.json.write_text(json.dumps({"about": where, **found, "all_seconds": times}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ memory is for the whole process, including imports and embeddings, and "added" i
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from measuring import about, described
 from region_learner.evaluation import retrieval_metrics
 
 # Numbers of texts and videos, and the implementations to compare.
@@ -127,7 +127,9 @@ def main():
         torch.set_num_threads(options.threads)
         print(json.dumps(measure(*options.measure, options.dim, options.repeats)))
         return
-    print(f"{os.cpu_count()} cores {platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}")
+    torch.set_num_threads(options.threads)
+    where = about("cpu", "numpy")
+    print(described(where))
     columns = ("texts", "videos", "implementation", "seconds", "CPU s", "peak GiB", "added GiB", "t2v R@1", "v2t R@1")
     print(" | ".join(f"{column:>14}" for column in columns), flush=True)
     rows = []
@@ -155,8 +157,7 @@ def main():
             print(" | ".join(f"{cell:>14}" for cell in cells), flush=True)
             rows.append({"texts": texts, "videos": videos, "implementation": name} | result)
     if options.json:
-        result = {"dim": options.dim, "machine": f"{platform.machine()}, {options.threads} threads", "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps({"about": where, "dim": options.dim, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

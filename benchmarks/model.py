@@ -1,38 +1,63 @@
 """
-Measures the encoder and the region module, compared with a plain PyTorch implementation of the method, in one run and
-on the same weights.
+Measures the encoder and the region module, compared with a plain PyTorch implementation of the method, and the share
+of the region module in the time of the whole model.
 
-    python benchmarks/model.py [--paper] [--batch 2] [--device cuda] [--dtype bf16] [--json FILE]
+    python benchmarks/model.py [--paper] [--parts plain forms] [--batch 2] [--device cuda] [--dtype bf16] [--json FILE]
 
-`benchmarks/plain.py` is the plain implementation. Before anything is timed, outputs, gradients and updated codebooks
-of both are compared. Repetitions of both alternate; times are medians. Memory is the peak that one training step of
-the quantizer adds; on a CPU, it is measured in a separate process (Linux only).
+Repetitions of what is compared alternate; times are medians, and shares and ratios are medians of the ratios within
+each repetition.
+
+"plain" compares with the implementation in `benchmarks/plain.py`, on the same weights. Before anything is timed,
+outputs, gradients and updated codebooks of both are compared. Memory is the peak that one training step of the
+quantizer adds; on a CPU, it is measured in a separate process (Linux only).
+
+"forms" times the region module of each form alone, and the dual encoder around it. Forward is the embedding of clips;
+forward + backward is a training step without the optimizer, with a caption for each clip, and includes the update of
+the codebook. For `queries`, it also times words and regions alone: phrases, token projections, similarities and loss.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import DistilBertConfig
 
+from measuring import about, described
 from plain import PlainEncoder, PlainRegionModule, fused, take_weights
-from region_learner import RegionLearnerVideoConfig, RegionLearnerVideoModel
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
+from region_learner.loss_region_learner import word_region_loss, word_region_similarity
 
 LAPTOP = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
 PAPER = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 NO_REGIONS = {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0}
 IMPLEMENTATIONS = ("ours", "plain")
+FORMS: dict[str, dict[str, Any]] = {
+    "decoupled": {},
+    "paper": {"region_form": "paper"},
+    "queries": {  # as in the recipe `moving_shapes`
+        "region_form": "queries",
+        "num_regions": 12,
+        "region_layer": 1,
+        "codebook_size": 0,
+        "interaction_layers": 0,
+        "video_pooling": "cls_patch_max",
+    },
+}
+WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "tube_mlp": True}  # of `queries`
+WORDS = 20
 
 
 # Both implementations of each part, with the same weights
@@ -70,6 +95,10 @@ def pixels(options: argparse.Namespace, clips: int) -> torch.Tensor:
     return torch.randn(clips, options.sizes["num_frames"], 3, size, size, device=options.device)
 
 
+def autocast(options: argparse.Namespace) -> AbstractContextManager:
+    return torch.autocast(options.device.type, torch.bfloat16) if options.dtype == "bf16" else nullcontext()
+
+
 class Part:
     """One part of the model in both implementations, with their input and the gradient of their output."""
 
@@ -80,8 +109,7 @@ class Part:
 
     def output(self, implementation: str, training: bool) -> torch.Tensor:
         module = self.modules[implementation].train(training)
-        bf16 = self.options.dtype == "bf16"
-        with torch.autocast(self.inputs.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with autocast(self.options):
             output = module(self.inputs)
         if isinstance(output, tuple):  # the regions, masks and codes of our region module
             return output[0]
@@ -117,6 +145,74 @@ class Part:
                 raise RuntimeError(f"{self.name}: {name} differs by {difference:.1e} between the two implementations.")
 
 
+class Form:
+    """A dual encoder with one form of the region module, and inputs of its parts."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        torch.manual_seed(0)
+        self.options = options
+        video = options.sizes | {"codebook_size": options.codes} | FORMS[name]
+        text = DistilBertConfig(**options.text, dropout=0.0, attention_dropout=0.0)
+        extra = WORDS_AND_REGIONS if name == "queries" else {}
+        config = RegionLearnerConfig(video_config=video, text_config=text, **extra)
+        self.model = RegionLearnerModel(config).to(options.device).train()
+        shape = (options.batch, WORDS)
+        self.inputs = {
+            "input_ids": torch.randint(1, text.vocab_size, shape, device=options.device),
+            "attention_mask": torch.ones(shape, dtype=torch.long, device=options.device),
+            "pixel_values_videos": pixels(options, options.batch),
+        }
+        self.parts: dict[str, Callable[[bool], None]] = {"whole": self.whole, "region module": self.region_module}
+        self.region_inputs: list[Any] = []
+        module = self.model.video_model.region_module
+        hook = module.register_forward_pre_hook(lambda module, inputs: self.region_inputs.extend(inputs))
+        with autocast(options):  # the first training pass also initializes the codes
+            regions = self.model(**self.inputs).video_model_output.region_states.detach()
+        hook.remove()
+        self.region_inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in self.region_inputs]
+        self.region_inputs[0].requires_grad_()
+        if self.model.phrases is not None:
+            self.parts["words and regions"] = self.words_and_regions
+            words = torch.randn(*shape, text.dim, device=options.device)
+            self.words, self.regions = words.requires_grad_(), regions.requires_grad_()
+
+    def run(self, part: str, training: bool) -> None:
+        self.model.train(training)
+        with torch.set_grad_enabled(training):
+            self.parts[part](training)
+        self.model.zero_grad()
+
+    def whole(self, training: bool) -> None:
+        with autocast(self.options):
+            if not training:
+                self.model.get_video_features(self.inputs["pixel_values_videos"])
+                return
+            loss = self.model(**self.inputs, return_loss=True).loss
+        loss.backward()
+
+    def region_module(self, training: bool) -> None:
+        with autocast(self.options):
+            states, _, _, loss = self.model.video_model.region_module(*self.region_inputs)
+        if training:
+            (states.float().sum() + (0 if loss is None else loss.sum())).backward()
+
+    def words_and_regions(self, training: bool) -> None:
+        model, mask = self.model, self.inputs["attention_mask"].bool()
+        with autocast(self.options):
+            phrases = model.phrases(self.words, mask)
+            texts = model.phrase_mlp(phrases, mask)
+            words, regions = model.text_tokens(phrases, mask), model.video_tokens(self.regions)
+            similarity = word_region_similarity(*words, *regions) / model.token_temperature
+            outputs = SimpleNamespace(
+                text_embeds=texts, video_embeds=texts, token_logits_per_text=similarity,
+                text_token_embeds=words[0], text_token_weights=words[1],
+                video_token_embeds=regions[0], video_token_weights=regions[1],
+            )  # fmt: skip
+            loss = word_region_loss(outputs, model.token_temperature)
+        if training:
+            (loss + texts.float().sum()).backward()
+
+
 # Measurement
 
 
@@ -130,16 +226,35 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def times_in_turn(
+    runs: dict[str, Callable[[], None]], repetitions: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Returns the times of each of `runs`, which alternate; of quick ones, five times as many as `repetitions`."""
+    warm_up = [seconds(run, device) for run in 2 * [*runs.values()]][len(runs) :]
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repetition in range(repetitions if max(warm_up) > 0.2 else 5 * repetitions):
+        for name in runs if repetition % 2 else reversed(runs):
+            times[name].append(seconds(runs[name], device))
+    return times
+
+
+def measure_form(name: str, options: argparse.Namespace) -> list[dict]:
+    form, rows = Form(name, options), []
+    for training, title in ((False, "forward"), (True, "forward + backward")):
+        runs = {part: partial(form.run, part, training) for part in form.parts}
+        times = times_in_turn(runs, options.repetitions, options.device)
+        for part, values in times.items():
+            share = statistics.median(a / b for a, b in zip(values, times["whole"]))
+            row = {"form": name, "part": part, "pass": title, "seconds": statistics.median(values), "share": share}
+            rows.append(row | {"all_seconds": values})
+    return rows
+
+
 def measure_times(part: Part, repetitions: int) -> list[dict]:
     rows = []
     for name, run in (("forward", part.forward), ("forward + backward", part.forward_backward)):
-        times: dict[str, list[float]] = {implementation: [] for implementation in IMPLEMENTATIONS}
-        warm_up = [
-            seconds(partial(run, implementation), part.options.device) for implementation in 2 * IMPLEMENTATIONS
-        ]
-        for repetition in range(repetitions if warm_up[-1] > 0.2 else 5 * repetitions):
-            for implementation in IMPLEMENTATIONS if repetition % 2 else reversed(IMPLEMENTATIONS):
-                times[implementation].append(seconds(partial(run, implementation), part.options.device))
+        runs = {implementation: partial(run, implementation) for implementation in IMPLEMENTATIONS}
+        times = times_in_turn(runs, repetitions, part.options.device)
         medians = {implementation: statistics.median(values) for implementation, values in times.items()}
         ratio = statistics.median(a / b for a, b in zip(times["ours"], times["plain"]))
         rows.append({"part": part.name, "pass": name, "seconds": medians, "ratio": ratio, "all_seconds": times})
@@ -193,21 +308,10 @@ def measure_memory(clips: int, options: argparse.Namespace) -> dict | None:
     return {"clips": clips, "tokens": tokens, "bytes": bytes_of, "one_matrix": 4 * tokens * options.codes}
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [
-            line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="ViT-B/16 instead of 6 layers of width 384")
+    parser.add_argument("--parts", nargs="+", choices=("plain", "forms"), default=["plain", "forms"])
     parser.add_argument("--batch", type=int, default=2, help="clips (default 2)")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=224)
@@ -225,6 +329,9 @@ def parse_options() -> argparse.Namespace:
     options.device = torch.device(options.device)
     options.sizes = PAPER if options.paper else LAPTOP
     options.sizes = options.sizes | {"image_size": options.image_size, "patch_size": 16, "num_frames": options.frames}
+    width, heads = options.sizes["hidden_size"], options.sizes["num_attention_heads"]
+    layers = options.sizes["num_hidden_layers"] // 2  # for ViT-B/16, those of DistilBERT
+    options.text = {"dim": width, "n_layers": layers, "n_heads": heads, "hidden_dim": 4 * width}
     options.tokens_of_clip = options.frames * (options.image_size // 16) ** 2
     return options
 
@@ -235,17 +342,32 @@ def main():
     if options.memory_of:
         print(memory_of_quantizer(options.memory_of[0], int(options.memory_of[1]), options))
         return
+    where, sizes = about(options.device), options.sizes
+    print(f"{described(where)}\n{options.dtype}; ", end="")
+    print(f"{sizes['num_hidden_layers']} layers of width {sizes['hidden_size']}, {options.codes} codes; ", end="")
+    print(f"{options.batch} clips of {options.frames} frames of {options.image_size} px")
+    print(f"Medians of {options.repetitions} repetitions or more, in turn")
+    result = {
+        "about": where,
+        "dtype": options.dtype,
+        "sizes": sizes | {"batch": options.batch, "codebook_size": options.codes},
+        "repetitions": options.repetitions,
+    }
+    if "plain" in options.parts:
+        result |= compare_with_plain(options)
+    if "forms" in options.parts:
+        result["forms"] = compare_forms(options)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare_with_plain(options: argparse.Namespace) -> dict[str, list[dict]]:
     parts = [
         Part("encoder", build_encoders(options), pixels(options, options.batch), options),
         Part("region module", build_region_modules(options), features(options, options.batch), options),
     ]
-    name, sizes = machine(options.device), options.sizes
-    print(f"{name}; torch {torch.__version__}, {options.dtype}")
-    print(f"{sizes['num_hidden_layers']} layers of width {sizes['hidden_size']}, {options.codes} codes; ", end="")
-    print(f"{options.batch} clips of {options.frames} frames of {options.image_size} px")
-    print(f"Medians of {options.repetitions} repetitions or more, the two in turn\n")
     rows = []
-    print(f"{'':34} {'ours':>10} {'plain':>10} {'ours / plain':>13}")
+    print(f"\n{'':34} {'ours':>10} {'plain':>10} {'ours / plain':>13}")
     for part in parts:
         part.check()
         for row in measure_times(part, options.repetitions):
@@ -258,17 +380,18 @@ def main():
         ours, plain = (row["bytes"][implementation] / 2**20 for implementation in IMPLEMENTATIONS)
         step = f"memory, {row['clips']} clips"
         print(f"{'quantizer':14} {step:19} {ours:6.0f} MiB {plain:6.0f} MiB {ours / plain:13.2f}")
-    if options.json:
-        result = {
-            "machine": name,
-            "torch": torch.__version__,
-            "dtype": options.dtype,
-            "sizes": sizes | {"batch": options.batch, "codebook_size": options.codes},
-            "repetitions": options.repetitions,
-            "times": rows,
-            "memory": memory,
-        }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return {"times": rows, "memory": memory}
+
+
+def compare_forms(options: argparse.Namespace) -> list[dict]:
+    print(f"\n{'':48} {'':>10} {'of the whole':>13}")
+    rows = []
+    for name in FORMS:
+        for row in measure_form(name, options):
+            rows.append(row)
+            title = f"{name:10} {row['part']:18} {row['pass']:18}"
+            print(f"{title} {1000 * row['seconds']:7.1f} ms {100 * row['share']:11.1f} %", flush=True)
+    return rows
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import copy
 import io
 import json
 import logging
-import platform
 import tempfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from transformers import AutoModel, AutoProcessor
 
+from measuring import about
 from region_learner import load_corpus
 from region_learner.evaluation import embed_corpus, retrieval_metrics
 from region_learner.training import parse_arguments, train
@@ -77,8 +77,7 @@ def main():
         )
     result = {
         "steps": options.steps,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        "about": about("cpu", "torchao"),
         "results": results,
     }
     if options.json:

@@ -17,8 +17,6 @@ HNSW and LanceDB take several minutes each.
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from measuring import about, described
 
 BLOCK = 2**15
 KS = (10, 100)
@@ -293,12 +293,13 @@ def main():
         phase, engine, data, directory = options.phase
         print(json.dumps({"build": build, "query": query}[phase](engine, Path(data), Path(directory))))
         return
-    machine = f"{os.cpu_count()} cores {platform.machine()}"
+    where = about("cpu", "numpy", "faiss-cpu", "lancedb")
+    print(described(where))
     results = []
     for rows in options.rows:
         with tempfile.TemporaryDirectory(dir=options.directory) as made:
             make_data(Path(made), rows, options.dim, options.queries)
-            print(f"\n{rows:,} vectors of {options.dim} dimensions, {machine}\n")
+            print(f"\n{rows:,} vectors of {options.dim} dimensions\n")
             print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
             for engine in options.engines:
                 if not importlib.util.find_spec(ENGINES[engine].needs):
@@ -308,7 +309,7 @@ def main():
                 print(table_row(ENGINES[engine].name, result), flush=True)
                 results.append({"rows": rows, "engine": engine} | result)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "dim": options.dim, "rows": results}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"about": where, "dim": options.dim, "rows": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

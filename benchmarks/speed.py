@@ -6,14 +6,14 @@ Measures training steps and inference of whole video-text models, ours and other
 
 All models have a video tower of the size of ViT-B/16, the same text tower (DistilBERT), the same loss, and random
 weights, so no downloads are needed. "train" is forward, loss, backward, the update of the codebook, and fused AdamW;
-"inference" embeds clips. A name with "+compile" is compiled by `torch.compile`, one with "+graphs" with CUDA graphs.
-Repetitions alternate between models, and times are medians (on a GPU, of means over 5 calls). With bf16 on a GPU, the
-remaining float32 products use TF32.
+"inference" embeds clips, for which phrases and tokens are not computed. A name with "+compile" is compiled by
+`torch.compile`, one with "+graphs" with CUDA graphs. Repetitions alternate between models, and times are medians (on a
+GPU, of means over 5 calls). With bf16 on a GPU, the remaining float32 products use TF32.
 
 | model | |
 |---|---|
 | ours, ours_paper | `region_form="decoupled"` and "paper" |
-| ours_queries | queries, phrases and tokens, as in the recipe `moving_shapes` |
+| ours_queries | `region_form="queries"`, tubes, phrases and tokens, as in the recipe `moving_shapes` |
 | ours_patch_dropout | `ours`, with half of the patches in training |
 | ours_no_regions | the encoder alone |
 | plain | the paper's form in plain PyTorch (`benchmarks/plain.py`) |
@@ -30,7 +30,6 @@ attention kernels take alone, at their shapes, relative to the whole: the median
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import sys
 import time
@@ -43,11 +42,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -61,7 +58,9 @@ from transformers import (
 )
 from transformers.models.videoprism.modeling_videoprism import VideoPrismVideoModel
 
-from model import machine
+from measuring import about, count_flops, described
+from model import FORMS as REGION_FORMS
+from model import NO_REGIONS, WORDS, WORDS_AND_REGIONS
 from plain import PlainQuantizer, PlainVideoTower
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig
 
@@ -78,22 +77,14 @@ SIZES = {
         32,
     ),
 }
-WORDS, PROJECTION, TEMPERATURE = 20, 256, 0.05
+PROJECTION, TEMPERATURE = 256, 0.05
 FORMS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours_paper": {"region_form": "paper"},
-    "ours_queries": {
-        "region_form": "queries",
-        "num_regions": 12,
-        "region_layer": 1,
-        "codebook_size": 0,
-        "interaction_layers": 0,
-        "video_pooling": "cls_patch_max",
-    },
+    "ours": REGION_FORMS["decoupled"],
+    "ours_paper": REGION_FORMS["paper"],
+    "ours_queries": REGION_FORMS["queries"],
     "ours_patch_dropout": {"patch_dropout": 0.5},
-    "ours_no_regions": {"codebook_size": 0, "num_regions": 0, "interaction_layers": 0},
+    "ours_no_regions": NO_REGIONS,
 }
-WORDS_AND_REGIONS = {"token_dim": 64, "phrase_window": 7, "tube_mlp": True}
 PEERS = ("plain", "clip", "xclip", "videoprism")
 
 
@@ -269,12 +260,8 @@ class Runner:
 
     def flops(self) -> int:
         """Returns the floating-point operations of one call, without the optimizer."""
-        with FlopCounterMode(display=False) as counter:
-            if self.train:
-                self.plain_call()
-            else:
-                self.called(self.clips)  # the counter's hooks need gradients
-        return counter.get_total_flops()
+        # The hooks of the counter need gradients.
+        return count_flops(self.plain_call if self.train else partial(self.called, self.clips))
 
     def plain_call(self) -> None:
         """Makes one call without the optimizer, to count operators."""
@@ -481,9 +468,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    about = f"{machine(options.device)}; Python {platform.python_version()}, torch {torch.__version__}, "
-    about += f"transformers {transformers.__version__}"
-    print(f"{about}\nMedians of {options.repeats}, in turn; ratio: time relative to {options.models[0]}\n")
+    where = about(options.device)
+    print(f"{described(where)}\nMedians of {options.repeats}, in turn; ratio: time relative to {options.models[0]}\n")
     rows: list[dict[str, Any]] = []
     for train in (name == "train" for name in options.passes):
         for dtype in options.dtypes:
@@ -495,7 +481,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.profile:
         print_profile(options)
     if options.json:
-        options.json.write_text(json.dumps({"machine": about, "size": options.size, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"about": where, "size": options.size, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,19 +15,17 @@ With one method and one number of frames, the peak memory of the whole process i
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import DistilBertConfig
 
+from measuring import about, described
 from region_learner import RegionLearnerConfig, RegionLearnerModel
 from region_learner.loss_region_learner import contrastive_loss
 from region_learner.training.gradient_cache import cached_backward
@@ -151,9 +149,8 @@ def main():
     parser.add_argument("--price", type=float, help="price per GPU hour")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    on_gpu = options.device == "cuda"
-    name = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores {platform.machine()}"
-    print(f"{name}, PyTorch {torch.__version__}, size {options.size}, batch {options.batch}, {options.dtype}")
+    where = about(options.device)
+    print(f"{described(where)}\nsize {options.size}, batch {options.batch}, {options.dtype}")
     rows = [row for frames in options.frames for row in measure(options, frames)]
     columns = [column for column in rows[0] if any(row[column] is not None for row in rows)]
     print(" | ".join(f"{column:>14}" for column in columns))
@@ -161,8 +158,8 @@ def main():
         print(" | ".join(f"{row[column]!s:>14}" for column in columns))
     print(f"days: for {PAIRS // 10**6} million pairs on {options.gpus} of these devices, if data loading keeps up")
     if options.json:
-        result = SimpleNamespace(**vars(options) | {"json": None, "device_name": name, "rows": rows})
-        options.json.write_text(json.dumps(vars(result), indent=2) + "\n")
+        result = {"about": where, "options": vars(options) | {"json": None}, "rows": rows}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -211,3 +211,14 @@ def test_fully_sharded_data_parallelism(tmp_path):
         torch.testing.assert_close(sharded["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     for name, buffer in whole["buffers"].items():
         torch.testing.assert_close(sharded["buffers"][name], buffer, msg=name)
+
+
+def test_two_processes_leave_out_the_patches_that_one_does(tmp_path):
+    options = SGD | {"model": {"learn_temperature": True}}
+    dropping = options | {"video": SGD["video"] | {"patch_dropout": 0.5}}
+    pair = launch(tmp_path / "two", 2, per_device_train_batch_size=4, **dropping)
+    whole = run(tmp_path / "one", per_device_train_batch_size=8, **dropping)
+    close(pair[0], whole)
+    close(pair[1], whole)
+    every_patch = run(tmp_path / "all", per_device_train_batch_size=8, **options)
+    assert whole["log"][-1]["loss"] != pytest.approx(every_patch["log"][-1]["loss"], rel=1e-3)

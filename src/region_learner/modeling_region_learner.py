@@ -311,7 +311,11 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         if self.training and self.config.patch_dropout:
             places = grid[1] * grid[2]
             number = max(1, round((1 - self.config.patch_dropout) * places))
-            kept = torch.rand(clips, places, device=patches.device).argsort(1)[:, :number].sort(1).values
+            # Each process draws numbers for the clips of all processes and takes its own. Processes with the same random
+            # state therefore keep different patches, and the same ones as one process with the global batch.
+            rank, size = world()
+            drawn = torch.rand(size * clips, places, device=patches.device)[rank * clips : (rank + 1) * clips]
+            kept = drawn.argsort(1)[:, :number].sort(1).values
             index = kept.repeat_interleave(batch // clips, 0)[:, None, :, None]
             index = index.expand(-1, frames, -1, patches.shape[2])
             patches = patches.unflatten(1, (frames, places)).gather(2, index).flatten(1, 2)
