@@ -311,8 +311,8 @@ class RegionLearnerVideoEmbeddings(nn.Module):
         if self.training and self.config.patch_dropout:
             places = grid[1] * grid[2]
             number = max(1, round((1 - self.config.patch_dropout) * places))
-            # Each process draws numbers for the clips of all processes and takes its own. Processes with the same random
-            # state therefore keep different patches, and the same ones as one process with the global batch.
+            # Each process draws numbers for the clips of all processes and takes its own. With the same random state,
+            # processes therefore keep different patches, the same ones as one process with the global batch.
             rank, size = world()
             drawn = torch.rand(size * clips, places, device=patches.device)[rank * clips : (rank + 1) * clips]
             kept = drawn.argsort(1)[:, :number].sort(1).values
