@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, repo: str, revision: str | None = None):
         commit, files = self._files(repo, revision or "main")
-        siblings = [{"rfilename": name} for name in sorted(files)]
+        siblings = [{"rfilename": name, "size": len(files[name])} for name in sorted(files)]
         private = self.hub.repositories[repo].private
         name = repo.removeprefix("spaces/")
         self._send_json({"id": name, "sha": commit, "private": private, "siblings": siblings, "tags": []})
@@ -288,13 +288,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(b"")
 
     def commit(self, repo: str, revision: str):
-        files, message = dict(self._files(repo, revision)[1]), ""
+        head, present = self._files(repo, revision)
+        files, message = dict(present), ""
         self._check_owner(repo)
         for operation in map(json.loads, self.body.splitlines()):
             value = operation["value"]
             match operation["key"]:
                 case "header":
                     message = value["summary"]
+                    if value.get("parentCommit", head) != head:
+                        raise _RequestError(412, "A commit has happened since. Please refresh and try again.")
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":

@@ -136,3 +136,13 @@ def test_the_draft_of_a_model_without_results(run):  # noqa: F811
     headings, _, _, seen = parse(text)
     assert "This model has not been evaluated yet." in seen
     assert [name for _, name in headings] == ["me/mine", "Results", "Model", "Training", "Use", "Limits"]
+
+
+def test_a_directory_is_not_a_model_of_the_hub(card, run, tmp_path, monkeypatch):  # noqa: F811
+    """Two names that look the same: one of them is a directory here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "converted" / "rl").mkdir(parents=True)
+    (tmp_path / "msvd").mkdir()  # which says nothing about the corpus
+    towers = {"video_tower": "converted/rl", "text_tower": "somebody/rl", "corpus": "msvd"}
+    said = metadata(card(MSVD, checkpoint=run(towers)))
+    assert (said["base_model"], said["datasets"]) == (["somebody/rl"], ["msvd"])

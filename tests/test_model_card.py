@@ -169,8 +169,8 @@ def test_a_card_contains_what_was_measured(card, run):
         ["SHA-256 of model.safetensors", f"{WEIGHTS_SHA256[:16]}…"],
     ]
     for part in (
-        "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; data in MSVD, "
-        "4 frames, 1 clip per video.",
+        "Corpus msvd, split test; 668 videos, 27,763 texts, 2 unreadable and left out; all captions; "
+        "data directory “MSVD”, 4 frames, 1 clip per video.",
         "the gallery has 668",
         "dual softmax (temperature 0.05), which uses all queries at once, so these numbers are not comparable with "
         "the table above:",
@@ -264,7 +264,7 @@ def test_folds(card, run):
     digests = [row for row in model if row[0].startswith("SHA-256")]
     assert [name for name, _ in digests] == [f"SHA-256 of model.safetensors, fold {fold}" for fold in (1, 2, 3)]
     assert len({digest for _, digest in digests}) == 3
-    assert "; a model for each fold; mean of folds 1 to 3, data in HMDB51, 4 frames" in seen
+    assert "; a model for each fold; mean of folds 1 to 3, data directory “HMDB51”, 4 frames" in seen
     assert "Fold 2: 1,200 videos, mean loss" in seen
     assert 'from_pretrained("fold1"' in blocks[-1][1]
     (entry, _) = ModelCard(card(mean)).data.eval_results
@@ -299,8 +299,8 @@ def test_two_protocols_of_one_corpus(card):
     assert "not checked" in seen
     results = ModelCard(text).data.eval_results
     assert len({entry.unique_identifier for entry in results}) == 4
-    assert results[2].dataset_config == "msvd_zero_shot, data in MSVD, 4 frames, 1 clip per video"
-    with pytest.raises(ValueError, match=r"1.json and .*0.json are both results of msvd, data in MSVD"):
+    assert results[2].dataset_config == "msvd_zero_shot, data directory “MSVD”, 4 frames, 1 clip per video"
+    with pytest.raises(ValueError, match=r"1.json and .*0.json are both results of msvd, data directory “MSVD”"):
         card(MSVD, MSVD)
 
 
@@ -320,8 +320,8 @@ def test_results_without_a_protocol(card):
     other = changed(free, data={"data_dir": "others"})
     text = card(free, other)
     headings, _, _, seen = parse(text)
-    assert ("h3", "folder, split test (retrieval, no protocol, not claimed to be zero-shot)") in headings
-    assert "27,763 texts, 2 unreadable and left out; data in trips, 4 frames" in seen
+    assert ("h3", "folder, split test (retrieval, no protocol; not checked whether it is zero-shot)") in headings
+    assert "27,763 texts, 2 unreadable and left out; data directory “trips”, 4 frames" in seen
     assert "no captions" not in seen
     assert len({entry.unique_identifier for entry in ModelCard(text).data.eval_results}) == 2
 

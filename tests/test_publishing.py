@@ -8,16 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
-from region_learner import publishing
+from region_learner import RegionLearnerModel, publishing
+from region_learner.card_numbers import unbacked_numbers
 from region_learner.checkpoint_files import checkpoint_files
 from region_learner.cli import main
-from region_learner.evaluation.provenance import describe_model
-from region_learner.evaluation.results import EvaluationResults, write_results
+from region_learner.evaluation.provenance import describe_model, weights_of
+from region_learner.evaluation.results import EvaluationResults, read_results, results_in, write_results
 from region_learner.leaks import leaks
 from region_learner.model_card import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
@@ -25,11 +30,12 @@ from region_learner.publishing import check, check_loads_without_package, push
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
-from .conftest import tiny_model
+from .conftest import ROOT, tiny_model
 from .fresh_process import run_script
 from .local_hub import LocalHub
 from .test_hub import CAPTIONS, SOURCES
-from .test_model_card import MSVD
+from .test_model_card import MSVD, folds
+from .test_pipelines import write_clip
 
 REPO = "tester/mine"
 METRICS = {"t2v_R@1": 45.678, "t2v_MedR": 2.0}
@@ -448,7 +454,7 @@ FAILURES = {
     ),
     "too large": (
         {"/commit/": (413, "Payload too large")},
-        "tester/mine does not fit: its owner's storage is full",
+        "Pushing tester/mine failed because its owner's storage is full",
     ),
     "not paid": ({"/info/lfs": (402, "Payment required")}, "The Hub requires payment for tester/mine (the Hub says:"),
     "the card is refused": ({"/preupload/": (400, "Bad card")}, "The Hub failed with status 400"),
@@ -506,7 +512,9 @@ def test_a_commit_whose_response_is_lost_is_not_removed(hub, checkpoint, monkeyp
 
 def test_full_quota(hub, checkpoint):
     hub.quota = 1000
-    with pytest.raises(OSError, match=r"does not fit: .* storage .* \(the Hub says: Private repository storage limit"):
+    with pytest.raises(
+        OSError, match=r"failed because its owner's storage is full \(the Hub says: Private repository storage limit"
+    ):
         push(checkpoint, REPO)
     assert hub.repositories == {}
 
@@ -633,3 +641,303 @@ def test_the_app_of_a_space_starts(hub, checkpoint, tmp_path):
     finally:
         app.terminate()
         app.wait()
+
+
+def test_a_space_searches_its_videos(tmp_path):
+    from region_learner.space import open_index
+
+    from .search_toys import make_video, save_checkpoint
+
+    save_checkpoint("space_time", tmp_path / "model")
+    space = tmp_path / "space"
+    for seed, name in enumerate(("a.mp4", "b.mp4")):
+        make_video(space / "videos" / name, 3, seed)
+    hits = open_index(space, str(tmp_path / "model")).search("a red square", k=2)
+    assert {Path(hit.path).name for hit in hits} == {"a.mp4", "b.mp4"}
+    # The index that this start has written serves the next one, although a video is gone.
+    (space / "videos" / "b.mp4").unlink()
+    assert [Path(path).name for path in open_index(space, str(tmp_path / "model")).paths()] == ["a.mp4"]
+
+
+# --- Numbers that nobody measured ----------------------------------------------------------------------------
+
+FACTS = [{"num_hidden_layers": 12, "intermediate_size": 64, "vocab_size": 99}]
+UNBACKED = {
+    "It reaches R@1 99.9 on MSR-VTT.": "its text claims 99.9 in 'It reaches R@1 99.9 on MSR-VTT.' (measured: 45.68",
+    "On MSVD, it has an accuracy of 99.9.": "claims 99.9",
+    "- R@5: 100.0": "claims 100.0 in 'R@5: 100.0' (measured: 70.10)",
+    "**R@1 = 99.9 %**": "claims 99.9",
+    "R@1 of about 64": "claims 64",
+    "64 R@1": "claims 64",
+    "t2v_R@1 of 41.0": "claims 41.0 in 't2v_R@1 of 41.0' (measured: 45.68)",
+    "| x | accuracy |\n|---|---|\n| mine | 90.5 |": "claims 90.5 for 'accuracy of mine' (measured: 81.50)",
+    "R@1/R@5: 45.7/99.9": "claims 99.9",
+    "Recall@5 (99)": "claims 99",
+    "A recall at 1 of 99%": "claims 99",
+    "mAP: 12.5, nDCG@10: 12.5": "claims 12.5",
+    "MedR is 1": "claims 1",
+    "# R@1 99.9": "claims 99.9",
+    "```\nR@1 99.9\n```": "claims 99.9",
+    "<div>R@1 99.9</div>": "claims 99.9",
+    "![R@1 99.9](plot.png)": "claims 99.9",
+    "text <table><tr><td>34.5</td></tr></table>": "a table claims 34.5 for 'a table in HTML'",
+    "| R@1 99.9 | b |\n|---|---|\n| yes | yes |": "claims 99.9",
+    "| a | b |\n|---|---|\n| mine, R@1 99.9 | yes |": "claims 99.9",
+    "| a |\n|---|\n| recall 99.9 |": "claims 99.9",
+    "| a | b |\n|---|---|\n| mine | recall 64 |": "claims 64",
+    "| R@1 | R@5 |\n|---|---|\n| 64 | 70.1 |": "a table claims 64 for 'R@1' (measured: 45.68",
+    "| model | R@1 |\n|---|---|\n| mine | 9.99e1 |": "claims 9.99e1",
+    "| R@1 | R@5 |\n|---|---|\n| 99.9pp | 70.1 |": "claims 99.9pp",
+    "| model | R@1 |\n|---|---|\n| mine | 99.9 (000000000000) |": "claims 99.9",
+}
+BACKED = [
+    "It reaches R@1 45.7 and R@5 70.1 on the 668 test videos of MSVD, with MedR 2.",
+    "R@1/R@5/R@10: 45.68/70.1. The t2v_R@1 is 4.57e1.",
+    "| model | R@1 |\n|---|---|\n| mine, 12 layers | 45.7 % |\n\n| layers | vocabulary |\n|---|---|\n| 12 | 99 |",
+    "Recall and accuracy are percentages. It has 13.5 M parameters. Table 3: accuracy by length.",
+    "Measured with torch 2.14.0 in 2026, R@1 is 45.7. See SHA-256 and recall on 2026-11-25.",
+    "Re-ranked, the accuracy is 90.5 instead of 81.5; t2v_R@1 is 45.7, and R@5 70.1.",
+    "The recall of its 34 classes was not measured. A perfect R@1 is not possible.",
+]
+
+
+def numbers_of(text: str) -> list[str]:
+    metrics = {"t2v_R@1": 45.678, "t2v_R@5": 70.1, "t2v_MedR": 2.0, "v2t_R@1": 41.0, "accuracy": 81.5}
+    one = dataclasses.replace(MSVD, metrics=metrics, rescored={"rr_accuracy": 90.5})
+    return unbacked_numbers(f"---\nlicense: mit\n---\n\n{text}\n", {"a": one}, one.model["weights"], FACTS)
+
+
+@pytest.mark.parametrize("text", UNBACKED)
+def test_numbers_of_metrics_must_be_measured(text):
+    assert UNBACKED[text] in " ".join(numbers_of(text))
+
+
+@pytest.mark.parametrize("text", BACKED)
+def test_measured_numbers_and_numbers_of_other_things_may_be_written(text):
+    assert numbers_of(text) == []
+
+
+def test_cards_that_are_made_here_pass(tmp_path):
+    directory = ROOT / "model_cards" / "moving_shapes"
+    results = {path.name: read_results(path) for path in results_in(directory)}
+    run = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    weights = next(iter(results.values())).model["weights"]
+    assert unbacked_numbers((directory / "README.md").read_text(encoding="utf-8"), results, weights, [run]) == []
+    for number, one in enumerate((folds(several_models=False), MSVD)):
+        path = tmp_path / f"{number}.json"
+        write_results(one, path)
+        assert unbacked_numbers(model_card([path]), {"one.json": one}, MSVD.model["weights"]) == []
+
+
+# --- Secrets in any file -------------------------------------------------------------------------------------
+
+HEX = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (f'{{"wandb_api_key": "{HEX}"}}', "a value of a secret setting"),
+        (f"export WANDB_API_KEY={HEX}", "a value of a secret setting"),
+        ("password: hunter2hunter2", "a value of a secret setting"),
+        ('{"aws_secret_access_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}', "a value of a secret setting"),
+        (r'"{\"api_key\": \"0123456789\"}"', "a value of a secret setting"),
+        ("hf_oauth_eyJhbGciOiJFZERTQSJ9aaaa", "a Hugging Face token"),
+        ("sk_" + "live_a1B2c3D4e5F6g7H8i9J0k1L2", "a Stripe key"),
+        ("pypi-" + "AgEIcHlwaS5vcmcC" * 4, "a PyPI token"),
+        ("https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXX", "a Slack webhook"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0", "a JSON Web Token"),
+        ("Authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789", "a bearer token"),
+        *(
+            (text, "the path '/home/alice/x'")
+            for text in ("PATH=/bin:/home/alice/x", "**/home/alice/x**", "<b>/home/alice/x</b>", "[a]/home/alice/x")
+        ),
+        (r'"\/home\/alice\/x"', "the path '/home/alice/x'"),
+        (r"\\server\share\alice\x", "the path "),
+        (r'"\\\\server\\share\\alice"', "the path "),
+    ],
+)
+def test_more_leaks(text, what):
+    assert [leak.what[: len(what)] for leak in leaks(text)] == [what]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"vocab": {"password": 20786, "api_key": 30000001, "Ġaccess_token": 4, "/home": 5, "bearer": 6, "**/": 7}}',
+        "password\n:\nhunter2hunter2\napi_key\n=\n",  # a vocabulary as lines
+        '"merges": ["pass word", "api _key", ["password", ":"]]',
+        r'{"Regex": "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\s+(?!\\S)"}',
+        'def login(password: str | None = None, api_key=os.environ["KEY"], token="<TOKEN>"): ...',
+        "Password: required. Bearer tokens are explained in the documentation.",
+        "D:/ and http://localhost:8000/home/alice, saved_model/**/*",
+    ],
+)
+def test_ordinary_files_are_not_refused(text):
+    assert leaks(text) == []
+
+
+def test_every_published_file_is_searched_for_secrets(checkpoint, loads):
+    token = "hf_" + "aB3" * 12
+    card = "---\nlicense: mit\n---\n![a](a.svg) ![b](b.png) ![c](c.jpg) ![d](d.mp4) ![e](e.gif)\n"
+    (checkpoint / "README.md").write_text(card)
+    (checkpoint / "msvd.json").unlink()
+    texts = PngInfo()
+    texts.add_itxt("Comment", token, zip=True)
+    picture = Image.new("RGB", (4, 4))
+    write_clip(checkpoint / "d.mp4", 60)
+    for name in ("b.png", "c.jpg", "e.gif"):
+        picture.save(checkpoint / name)
+    check(checkpoint, REPO)  # the fixtures' own files and plain pictures pass
+
+    with av.open(str(checkpoint / "d.mp4")) as source, av.open(str(checkpoint / "with.mp4"), "w") as target:
+        target.metadata["comment"] = token
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    writers = {
+        "a.svg": lambda path: path.write_text(f"<svg><!-- {token} --></svg>"),
+        "b.png": lambda path: picture.save(path, pnginfo=texts),
+        "c.jpg": lambda path: picture.save(path, comment=token),
+        "d.mp4": lambda path: (checkpoint / "with.mp4").rename(path),
+        "e.gif": lambda path: picture.save(path, comment=token),
+        "LICENSE.rst": lambda path: path.write_text(token),
+        "NOTICE.html": lambda path: path.write_text("<p>/home/alice/x/y</p>"),
+        "tokenizer.model": lambda path: path.write_bytes(b"\x00\xff\x0a" + token.encode()),
+    }
+    for name, write in writers.items():
+        before = (checkpoint / name).read_bytes() if (checkpoint / name).exists() else None
+        write(checkpoint / name)
+        with pytest.raises(
+            ValueError, match=rf"{name}, line \d, contains (a Hugging Face token|the path '/home/alice)"
+        ):
+            check(checkpoint, REPO)
+        (checkpoint / name).unlink()
+        if before is not None:
+            (checkpoint / name).write_bytes(before)
+
+
+# --- A repository that is not empty --------------------------------------------------------------------------
+
+
+def add_to_hub(hub, files: dict[str, bytes]):
+    hub.repositories[REPO].commit("main", dict(commits(hub)[-1]) | files, "edited")
+
+
+def other_weights(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, checkpoint / "model.safetensors", {"format": "pt"})
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+
+
+def test_a_second_push_leaves_nothing_of_the_first_model(hub, checkpoint):
+    push(checkpoint, REPO)
+    stale = {
+        "preprocessor_config.json": b'{"image_processor_type": "CLIPImageProcessor"}',
+        "vocab.txt": b"x",
+        "pytorch_model.bin": b"x",
+        "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "tester/nowhere"}',
+        "adapter_model.safetensors": b"x",
+    }
+    kept = {"labels.json": b'["a"]', "train.py": b"", "LICENSE": b"mine"}
+    add_to_hub(hub, stale | kept)
+    other_weights(checkpoint)
+    notes = push(checkpoint, REPO).notes
+    latest = commits(hub)[-1]
+    assert kept.items() <= latest.items()
+    assert latest.keys().isdisjoint({"msvd.json", *stale})
+    removed = ", ".join(sorted(["msvd.json", *stale]))
+    assert f"removed from the repository, as files of an earlier model: {removed}" in notes
+
+    model = RegionLearnerModel.from_pretrained(REPO)
+    expected = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+    assert isinstance(AutoProcessor.from_pretrained(REPO), RegionLearnerProcessor)
+
+
+def test_a_change_on_the_hub_in_the_meantime_is_kept(hub, checkpoint, monkeypatch):
+    push(checkpoint, REPO)
+    other_weights(checkpoint)
+    real = publishing.commit_files
+
+    def late(*args, **options):
+        add_to_hub(hub, {"README.md": b"# Edited"})
+        return real(*args, **options)
+
+    monkeypatch.setattr(publishing, "commit_files", late)
+    with pytest.raises(
+        OSError,
+        match=r"tester/mine was changed in the meantime .*: push again\. .* now has another commit than before",
+    ):
+        push(checkpoint, REPO)
+    assert commits(hub)[-1]["README.md"] == b"# Edited"
+
+
+def test_a_card_of_ones_own_that_replaces_another_is_noted(hub, checkpoint):
+    push(checkpoint, REPO)
+    head = hub.repositories[REPO].branches["main"]
+    other_weights(checkpoint)
+    notes = push(checkpoint, REPO).notes
+    assert (
+        f"{checkpoint / 'README.md'} replaces another README.md on the Hub, which remains in its history (commit "
+        f"{head})" in notes
+    )
+    assert not [note for note in push(checkpoint, REPO).notes if "replaces" in note]
+
+
+def test_a_repository_is_removed_if_the_answer_to_its_creation_is_lost(hub, checkpoint, monkeypatch):
+    real = HfApi.create_repo
+
+    def lost(*args, **options):
+        real(*args, **options)
+        raise RuntimeError("connection lost")
+
+    monkeypatch.setattr(HfApi, "create_repo", lost)
+    with pytest.raises(OSError, match=r"connection lost.* The repository that was created for it has been deleted"):
+        push(checkpoint, REPO)
+    assert hub.repositories == {}
+    monkeypatch.setattr(HfApi, "create_repo", real)
+    hub.faults = {NEW: (403, "You don't have the rights")}
+    with pytest.raises(OSError, match=r"You cannot write to tester/mine .* The repository was not created\."):
+        push(checkpoint, REPO)
+
+
+# --- More files that are not what their names say ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors.index.json", b"{}", "does not name the files of the weights (in 'weight_map')"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "does not name the files of the weights"),
+        (
+            "README.md",
+            b"---\nlicense: mit\n---\n caf\xe9",
+            "README.md is not encoded in UTF-8 (unexpected end of data",
+        ),
+        ("README.md", b"\xef\xbb\xbf---\nlicense: mit\n---\n", "README.md starts with a byte order mark"),
+        ("emissions.csv", b"run_id,emissions\n1,\xe9\n", "emissions.csv was not written by CodeCarbon"),
+    ],
+)
+def test_files_in_another_form(checkpoint, loads, capsys, name, content, message):
+    (checkpoint / name).write_bytes(content)
+    code, _, err = run(capsys, checkpoint, REPO, "--dry-run")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert message in line
+
+
+def test_weights_of_a_damaged_index(checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json does not name the files of the weights"):
+        weights_of(checkpoint)
+
+
+def test_loading_that_takes_too_long_is_an_error_of_one_line(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(publishing, "_LOADING_TIMEOUT", 0.01)
+    code, _, err = run(capsys, checkpoint, REPO, "--dry-run")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "mine did not load within 0.01 seconds in a fresh process: push again when the machine is less busy" in line

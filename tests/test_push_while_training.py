@@ -1,5 +1,6 @@
 """Tests checkpoints that are pushed to a Hub during training: each can be loaded without the package."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load
 from transformers import TrainerCallback
 
-from region_learner import RegionLearnerModel
+from region_learner import RegionLearnerModel, publishing
+from region_learner.evaluation.provenance import describe_model
+from region_learner.evaluation.results import write_results
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.training import pushing
 from region_learner.training.checkpoints import incompleteness
@@ -18,8 +21,9 @@ from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .conftest import tiny_model
-from .local_hub import TOKEN, LocalHub
+from .local_hub import TOKEN, LocalHub, Repository
 from .test_hub import CAPTIONS, run_python, run_without_package, video, work  # noqa: F401 # fixtures
+from .test_model_card import MSVD
 from .toy_run import run
 
 REPO = "tester/in-training"
@@ -204,9 +208,56 @@ def test_a_failed_push_does_not_end_training(hub, tmp_path, caplog):
     (warning, *_) = [record.getMessage() for record in caplog.records if "was not pushed" in record.getMessage()]
     assert warning.startswith(
         "'Training in progress, step 1' was not pushed to tester/in-training, and training continues: "
-        "tester/in-training does not fit: its owner's storage is full"
+        "Pushing tester/in-training failed because its owner's storage is full"
     )
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
-    with pytest.raises(OSError, match="tester/in-training does not fit"):
+    with pytest.raises(OSError, match="Pushing tester/in-training failed"):
         trainers[0].push_to_hub()
     assert not list(Path(tmp_path / "run").glob(".push-*"))
+
+
+def test_a_repository_for_training_is_private_unless_it_is_asked_for(hub, tmp_path):
+    train(tmp_path / "run", max_steps=1)
+    assert hub.repositories[REPO].private
+    train(tmp_path / "public", max_steps=1, hub_model_id="tester/public", hub_private_repo=False)
+    assert not hub.repositories["tester/public"].private
+
+
+def test_files_of_an_earlier_model_are_removed_and_a_processor_is_kept(hub, whole, tmp_path, caplog):
+    hub.repositories[REPO] = Repository(private=True)
+    write_results(MSVD, tmp_path / "msvd.json")
+    stale = {
+        "msvd.json": (tmp_path / "msvd.json").read_bytes(),
+        "results.json": json.dumps(RUN).encode(),
+        "pytorch_model.bin": b"x",
+        "adapter_config.json": b"{}",
+        "modules.json": b"[]",
+    }
+    kept = {"tokenizer.json": b"{}", "labels.json": b'["a"]', "README.md": b"# Mine"}
+    hub.repositories[REPO].commit("main", stale | kept, "earlier")
+    train(tmp_path / "run", max_steps=1)
+    files = files_by_message(hub)["Training in progress, step 1"]
+    assert files.keys() == whole | kept.keys()
+    removed = ", ".join(sorted(stale.keys() - whole))
+    assert f"Removed the files of an earlier model from {REPO}: {removed}" in caplog.text
+
+
+def test_push_replaces_the_draft_of_the_trainer_unless_it_was_edited(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "check_loads_without_package", lambda files, directory: None)
+    trainers, directory = [], tmp_path / "run"
+    train(directory, trainers, max_steps=1, save=True)
+    (directory / "results.json").write_text(json.dumps(RUN))
+    trainers[0].push_to_hub(license="mit", language="de", title="Mein *Modell*")
+    draft = files_by_message(hub)["End of training"]
+    assert b"This model has not been evaluated yet." in draft["README.md"]
+    described = describe_model(trainers[0].model, str(directory)) | {"trained_on": ["msvd"]}
+    write_results(dataclasses.replace(MSVD, model=described, rescored=None), directory / "msvd.json")
+
+    edited = draft["README.md"].replace(b"has not been evaluated yet", b"is wonderful")
+    hub.repositories[REPO].commit("main", draft | {"README.md": edited}, "edited")
+    with pytest.raises(ValueError, match="has another card on the Hub, which would be replaced"):
+        publishing.push(directory, REPO, license="apache-2.0")
+    hub.repositories[REPO].commit("main", draft, "as it was")
+    publishing.push(directory, REPO, license="apache-2.0")
+    repository = hub.repositories[REPO]
+    assert b"license: apache-2.0" in repository.commits[repository.branches["main"]]["README.md"]

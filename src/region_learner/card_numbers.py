@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard
@@ -11,11 +10,26 @@ from markdown_it import MarkdownIt  # comes with rich
 
 from .evaluation.results import EvaluationResults
 
-# A number by itself, with a unit that scales it, but not a number in a name such as R@1 or SHA-256.
-_NUMBER = re.compile(r"(?<![\w.@#$-])-?\d[\d,]*(?:\.\d+)?(?![\w@]|\.\d)(\s?[kMB]\b)?")
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
+# A number, with the letters that follow it, but not a number within a name such as R@1, SHA-256 or 2.14.0.
+_NUMBER = re.compile(
+    r"(?<![\w.@#$-])(?P<digits>-?\d++(?:,\d++)*+(?:\.\d++)?+(?:[eE][-+]?\d++)?+)(?!\.\d)(?P<suffix>\s?[kMB]\b|\w*+)"
+)
+_UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
 _DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
 _DATE = re.compile(r"\b\d{4}-\d\d-\d\d\b")
+
+# Words for metrics: R@1, Recall@1, R@1/5/10, recall, and so on.
+_METRIC = re.compile(
+    r"(?<![A-Za-z])(?:(?:R|recall)\s?(?:@|at)\s?\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
+    r"|(?P<word>recall|MedR|MeanR|accuracy|(?-i:mAP)|nDCG)(?![a-z]))(?:@\d+)?",
+    re.IGNORECASE,
+)
+# In a sentence with a metric (§), the numbers that are its values: those that are written like a measurement, and
+# integers that only a few words separate from the metric ("R@1 of 64").
+_MEASURED = re.compile(r"[.eE]|%")
+_BEFORE = re.compile(r"§[^\w(\[,;.§]*(?:(?:of|is|was|are|at|to|by|about|over|than|reaches)\b[^\w(\[]*)*$")
+_AFTER = re.compile(r"[^\w)\],:;.]*(?:(?:in|for|as)\b\W*)?§")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_])(?![a-z])")
 
 
 class _Cell(NamedTuple):
@@ -26,12 +40,43 @@ class _Cell(NamedTuple):
     column: str
 
 
+class _Known(NamedTuple):
+    """The numbers that a card may contain: values by metric, and all numbers of results, configuration and so on."""
+
+    metrics: dict[str, list[float]]
+    all: list[float]
+
+    def named_in(self, text: str) -> list[float] | None:
+        """Returns the values of the metrics that a text names; None if it does not name a metric."""
+        if text in self.metrics:
+            return self.metrics[text]
+        names: set[str] = set()
+        rest = text
+        for name in self.metrics:
+            if re.search(exact := rf"(?<![\w@]){re.escape(name)}(?![\w@])", text):
+                names.add(name)
+                rest = rest if _METRIC.fullmatch(name) else re.sub(exact, "", rest)  # t2v_R@1 is not any R@1
+        words = [_pattern_of(match) for match in _METRIC.finditer(rest)]
+        names |= {name for name in self.metrics if any(re.search(word, name, re.IGNORECASE) for word in words)}
+        if not names and not words:
+            return None
+        return [value for name in self.metrics if name in names for value in self.metrics[name]]
+
+
+def _pattern_of(metric: re.Match) -> str:
+    """Returns a pattern of the names in results files that a word for a metric may mean."""
+    if metric["k"]:
+        return f"R@({'|'.join(re.findall('[0-9]+', metric['k']))})$"
+    return {"recall": "R@", "accuracy": "accuracy|^top"}.get(metric["word"].lower(), metric["word"])
+
+
 def unbacked_numbers(
     text: str, results: Mapping[str, EvaluationResults], weights: Mapping[str, str], facts: Iterable[Any] = ()
 ) -> list[str]:
     """
-    Returns a description of each number in a card that is not in a results file. Numbers in the metadata
-    (`model-index`) and in tables are checked, at the precision that they are written with; other text is not.
+    Returns a description of each number in a card that is not in a results file, at the precision that it is written
+    with. Checked are the numbers in the metadata (`model-index`) and in tables, and those that other text states as
+    the value of a metric, such as "R@1 of 45.7". Numbers of a metric are compared with metrics only.
 
     Args:
         text: text of the card.
@@ -41,11 +86,15 @@ def unbacked_numbers(
     """
     card = ModelCard(text)
     metrics = _metrics(results.values())
-    known = [number for values in metrics.values() for number in values]
-    known += [number for one in results.values() for number in _numbers([one.model, one.data, one.protocol])]
-    known += [number for one in results.values() for part in one.folds or [] for number in _numbers(part)]
-    known += list(_numbers(facts))
-    return [*_of_model_index(card, results), *_of_tables(card.text, metrics, known, weights)]
+    numbers = [number for values in metrics.values() for number in values]
+    numbers += [number for one in results.values() for number in _numbers([one.model, one.data, one.protocol])]
+    numbers += [number for one in results.values() for part in one.folds or [] for number in _numbers(part)]
+    numbers += list(_numbers(facts))
+    known = _Known(metrics, numbers)
+    problems = _of_model_index(card, results)
+    for part in _parts(card.text):
+        problems += _of_cell(part, known, weights) if isinstance(part, _Cell) else _of_sentences(part, known)
+    return problems
 
 
 def _of_model_index(card: ModelCard, results: Mapping[str, EvaluationResults]) -> list[str]:
@@ -64,38 +113,67 @@ def _of_model_index(card: ModelCard, results: Mapping[str, EvaluationResults]) -
     return problems
 
 
-def _of_tables(
-    text: str, metrics: Mapping[str, list[float]], known: list[float], weights: Mapping[str, str]
-) -> list[str]:
+def _of_cell(cell: _Cell, known: _Known, weights: Mapping[str, str]) -> list[str]:
     problems = []
-    for cell in _cells(text):
-        if digests := _DIGEST.findall(cell.text):
-            if "sha-256" in f"{cell.row} {cell.column}".lower():
-                wrong = [one for one in digests if not any(digest.startswith(one) for digest in weights.values())]
-                problems += [f"a table has the SHA-256 {one[:16]} of other weights" for one in wrong]
-            continue
-        name = next((name for name in (cell.column, cell.row) if name in metrics), None)
-        for match in _NUMBER.finditer(_DATE.sub("", cell.text)):
-            number, scale = match.group().removesuffix(match[1] or "").replace(",", ""), (match[1] or "").strip()
-            values = known if name is None else metrics[name]
-            if not any(_is(number, _UNITS[scale], value) for value in values):
-                where = " of ".join(filter(None, (cell.column, cell.row))) or "its cell"
-                instead = _instead(values) if name else ""
-                problems.append(f"a table claims {match.group().strip()} for {where!r}{instead}")
+    if "sha-256" in f"{cell.row} {cell.column}".lower():
+        wrong = [
+            one for one in _DIGEST.findall(cell.text) if not any(digest.startswith(one) for digest in weights.values())
+        ]
+        problems += [f"a table has the SHA-256 {one[:16]} of other weights" for one in wrong]
+    text = _without_names(cell.text)
+    named = (known.named_in(name) for name in (cell.column, cell.row, cell.text))
+    values = next((values for values in named if values is not None), None)
+    for match in _NUMBER.finditer(text):
+        if values is None and match["suffix"].strip() not in ("", *_UNITS):
+            continue  # a name, such as 3d
+        if not _is_one_of(match, known.all if values is None else values):
+            where = " of ".join(filter(None, (cell.column, cell.row))) or "its cell"
+            problems.append(f"a table claims {match.group().strip()} for {where!r}{_instead(values or [])}")
     return problems
+
+
+def _of_sentences(text: str, known: _Known) -> list[str]:
+    problems = []
+    for sentence in _SENTENCE.split(text):
+        if (values := known.named_in(sentence)) is None:
+            continue
+        counts = [number for number in known.all if number > 100]  # "on 1,000 videos", and not a percentage
+        masked = re.sub(r"\(([^\w()]*[\d.,]+\s*%?)\)", r" \1 ", _METRIC.sub("§", _without_names(sentence)))
+        for match in _NUMBER.finditer(masked):
+            rest = masked[match.end() :]
+            is_value = (
+                _MEASURED.search(match["digits"] + rest.lstrip()[:1])
+                or _BEFORE.search(masked[: match.start()])
+                or _AFTER.match(rest)
+            )
+            if is_value and not _is_one_of(match, [*values, *counts]):
+                shown = " ".join(sentence.split())
+                problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values)}")
+    return problems
+
+
+def _without_names(text: str) -> str:
+    return _DIGEST.sub("", _DATE.sub("", text))
 
 
 def _instead(values: list[float]) -> str:
     return f" (measured: {', '.join(f'{value:.2f}' for value in dict.fromkeys(values))})" if values else ""
 
 
+def _is_one_of(number: re.Match, values: Iterable[float]) -> bool:
+    scale = _UNITS.get(number["suffix"].strip(), 1.0)
+    return any(_is(number["digits"].replace(",", ""), scale, value) for value in values)
+
+
 def _is(text: str, scale: float, value: float) -> bool:
     """Returns whether a number as it is written is a value, rounded."""
+    mantissa, _, exponent = text.lower().partition("e")
     try:
-        written = float(text)
-    except ValueError:
+        written = float(mantissa)
+        scale *= 10.0 ** int(exponent or 0)
+    except (ValueError, OverflowError):
         return False
-    decimals = len(text.partition(".")[2])
+    decimals = len(mantissa.partition(".")[2])
     return abs(written * scale - value) <= (0.5 * 10**-decimals + 1e-9) * scale
 
 
@@ -121,20 +199,37 @@ def _numbers(content: Any) -> Iterator[float]:
         yield float(content)
 
 
-def _cells(text: str) -> Iterator[_Cell]:
-    """Yields the cells of the tables in a Markdown text, except headers and the names of rows."""
+def _parts(text: str) -> Iterator[_Cell | str]:
+    """Yields the parts of a Markdown text: the cells of its tables, and as text all else, such as names of rows."""
     header: list[str] = []
     cells: list[str] = []
-    for before, token in pairwise(MarkdownIt("commonmark").enable("table").parse(text)):
-        if token.type == "html_block" and "<t" in token.content:
-            yield _Cell(re.sub(r"<[^>]*>", " ", token.content), "", "a table in HTML")
-        elif token.type == "tr_open":
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    for before, token in zip([None, *tokens], tokens):
+        previous = before.type if before is not None else ""
+        seen = _seen(token)
+        if token.type == "tr_open":
             cells = []
-        elif token.type == "inline" and before.type in ("th_open", "td_open"):
-            cells.append("".join(child.content or " " for child in token.children or []).strip())
+        elif token.type == "inline" and previous in ("th_open", "td_open"):
+            cells.append(seen)
+        elif token.type in ("fence", "code_block"):
+            yield from seen.splitlines()
+        elif token.type in ("html_block", "inline"):
+            if re.search(r"<t[dhr]\b", token.content):
+                yield _Cell(seen, "", "a table in HTML")
+            yield seen
         elif token.type == "thead_close":
             header = cells
-        elif token.type == "tr_close" and before.type == "td_close":
-            is_named = header[0] == "" or bool(re.search(r"[^\W\d_]{2}", cells[0]))
+            yield from header
+        elif token.type == "tr_close" and previous == "td_close":
+            is_named = header[0] == "" or bool(re.search(r"[^\W\d_]{2}", cells[0]) and not _METRIC.search(header[0]))
+            if is_named:
+                yield cells[0]
             for column, cell in list(zip(header, cells))[is_named:]:
                 yield _Cell(cell, cells[0] if is_named else "", column)
+
+
+def _seen(token: Any) -> str:
+    """Returns the text of a token as a reader sees it, without HTML tags."""
+    children = token.children or []
+    text = "".join(child.content or " " for child in children) if children else token.content
+    return (re.sub(r"<[^>]*>", " ", text) if "html" in token.type or children else text).strip()

@@ -16,12 +16,18 @@ RESULTS = "results.json"  # of the training run
 
 _CONFIGS = ("config.json", "processor_config.json", "tokenizer_config.json", "video_preprocessor_config.json")
 # Files that transformers and sentence-transformers load models, processors and tokenizers from, except weights.
-_LOADED = {
-    *_CONFIGS, "generation_config.json", "preprocessor_config.json", "tokenizer.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "modules.json", "config_sentence_transformers.json",
+_OF_PROCESSOR = {
+    "processor_config.json", "tokenizer_config.json", "video_preprocessor_config.json", "preprocessor_config.json",
+    "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+}  # fmt: skip
+_OF_MODEL = {
+    "config.json", "generation_config.json", "modules.json", "config_sentence_transformers.json",
     "sentence_bert_config.json",
 }  # fmt: skip
+LOADED = _OF_PROCESSOR | _OF_MODEL
+# Weights that `from_pretrained` may load, but that are not published: in other formats, and adapters.
+_OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|adapter_model)\b.*|adapter_config\.json")
 _READ_BY_PEOPLE = re.compile(r"README\.md|(LICENSE|NOTICE)(\.\w+)?", re.IGNORECASE)
 _IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:)([^()\s]+)\)|src=\"(?!\w+:)([^\"]+)\"")
@@ -82,11 +88,41 @@ def checkpoint_files(directory: Path, also: Iterable[str] = ()) -> CheckpointFil
                 left_out[f"{name}/"] = _why(name)
             else:
                 left_out |= {inner: _why(file.name) for inner, file in inside.items() if inner not in kept}
-        elif name in _LOADED or name in wanted or WEIGHTS.fullmatch(name) or _READ_BY_PEOPLE.fullmatch(name):
+        elif name in LOADED or name in wanted or WEIGHTS.fullmatch(name) or _READ_BY_PEOPLE.fullmatch(name):
             belong[name] = path
         else:
             left_out[name] = _why(name)
     return CheckpointFiles(belong, left_out)
+
+
+def replaced_files(present: Iterable[str], files: Iterable[str]) -> set[str]:
+    """
+    Returns the files of a repository that a push replaces without having them itself: `from_pretrained` would load
+    them together with the new model. If the push has no processor or tokenizer, those of the repository are kept.
+
+    Args:
+        present: names of the files in the repository.
+        files: names of the files that are pushed.
+    """
+    names = set(files)
+    if not any(WEIGHTS.fullmatch(name) for name in names):
+        return set()
+    loaded = LOADED if names & _OF_PROCESSOR else _OF_MODEL
+    return {
+        name
+        for name in set(present) - names
+        if name in loaded or WEIGHTS.fullmatch(name) or _OTHER_WEIGHTS.fullmatch(name)
+    }
+
+
+def is_results(content: bytes) -> bool:
+    """Returns whether a file has results of an evaluation, or is the results.json of a training run."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    kinds = ({"schema", "model", "protocol", "metrics"}, {"train", "arguments"})
+    return isinstance(found, dict) and any(kind <= found.keys() for kind in kinds)
 
 
 def _why(name: str) -> str:

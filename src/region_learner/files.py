@@ -1,4 +1,4 @@
-"""Atomic writes, and locks that keep two runs from writing to the same place."""
+"""Atomic writes, indexes of weights, and locks that keep two runs from writing to the same place."""
 
 import errno
 import json
@@ -49,6 +49,25 @@ def readable(path: str) -> str:
     terminal, or that UTF-8 cannot encode.
     """
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
+
+
+def shards_of(index: Path) -> set[str]:
+    """
+    Returns the names of the files in an index of weights, such as model.safetensors.index.json.
+
+    Raises:
+        ValueError: it is not such an index.
+    """
+    try:
+        files = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = set()
+    if not files or not all(isinstance(file, str) for file in files):
+        raise ValueError(
+            f"{index} does not name the files of the weights (in 'weight_map'): copy or download it again, or save "
+            "the model again with save_pretrained."
+        )
+    return files
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,15 +4,24 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from .checkpoint_files import CARD, WEIGHTS
+from .checkpoint_files import CARD, LOADED, WEIGHTS, is_results, replaced_files
 
 # The base class of all HTTP errors of httpx or httpx2, which huggingface_hub does not export.
 _HTTPError = HfHubHTTPError.__bases__[0]
+
+_MOST_BYTES = 10_000_000  # of a results file
+
+
+class Committed(NamedTuple):
+    """A commit, and the names of the files of an earlier model that it has removed."""
+
+    info: CommitInfo
+    removed: list[str]
 
 
 def commit_files(
@@ -24,10 +33,12 @@ def commit_files(
     revision: str | None = None,
     keeps_card: bool = False,
     replaces: str | None = None,
-) -> CommitInfo:
+    parent: str | None = None,
+) -> Committed:
     """
-    Adds files to a repository in one commit. The commit also removes weights that are split into another number of
-    shards, as `from_pretrained` could load those instead.
+    Adds files to a repository in one commit, unless somebody else changes the repository in the meantime. If the
+    files are those of a model, the commit also removes what is left of an earlier model: files that `from_pretrained`
+    would load together with the new ones, and results files.
 
     (`upload_folder` makes several commits for many or large files, and the first ones lack some of the weights.)
 
@@ -40,18 +51,37 @@ def commit_files(
         revision: branch; by default "main".
         keeps_card: whether to leave out README.md if the repository already has one.
         replaces: a directory of the repository whose other files are removed.
+        parent: the commit that the caller has looked at; by default the latest one.
 
     Raises:
         OSError, RuntimeError: errors of huggingface_hub, which [`in_words`] explains.
     """
-    present = set(api.list_repo_files(repo, repo_type=repo_type, revision=revision))
+    found = api.repo_info(repo, repo_type=repo_type, revision=parent or revision, files_metadata=True)
+    present = {file.rfilename: file.size or 0 for file in found.siblings or []}
     added = {name: file for name, file in files.items() if not (keeps_card and name == CARD and CARD in present)}
-    has_weights = any(WEIGHTS.fullmatch(name) for name in files)
-    removed = {name for name in present if has_weights and WEIGHTS.fullmatch(name)}
-    removed |= {name for name in present if replaces and name.startswith(f"{replaces}/")}
-    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(removed - added.keys())]
+    removed = replaced_files(present, files)
+    if any(WEIGHTS.fullmatch(name) for name in files):
+        others = {name: size for name, size in present.items() if name not in files and name not in LOADED}
+        removed |= _results_in(api, repo, others, found.sha)
+    of_folder = {name for name in present if replaces and name.startswith(f"{replaces}/")}
+    operations: list[Any] = [CommitOperationDelete(name) for name in sorted((removed | of_folder) - added.keys())]
     operations += [CommitOperationAdd(name, file) for name, file in added.items()]
-    return api.create_commit(repo, operations, commit_message=message, repo_type=repo_type, revision=revision)
+    info = api.create_commit(
+        repo,
+        operations,
+        commit_message=message,
+        repo_type=repo_type,
+        revision=revision,
+        parent_commit=found.sha,
+    )
+    return Committed(info, sorted(removed))
+
+
+def _results_in(api: HfApi, repo: str, sizes: Mapping[str, int], revision: str | None) -> set[str]:
+    """Returns the files among those of `sizes` (in bytes, by name) that have results of a model."""
+    names = [name for name, size in sizes.items() if re.fullmatch(r"[^/]+\.json", name) and size <= _MOST_BYTES]
+    found = {name: Path(api.hf_hub_download(repo, name, revision=revision)).read_bytes() for name in names}
+    return {name for name, content in found.items() if is_results(content)}
 
 
 @contextmanager
@@ -86,7 +116,9 @@ def hub_error(error: BaseException, repo: str) -> str:
         return "The Hub refuses your token, which may be revoked or expired: create a new one and run `hf auth login`."
     is_full = re.search("storage|quota|limit|upgrade", said, re.IGNORECASE) is not None
     if status in (413, 507) or (status in (402, 403) and is_full):
-        return f"{repo} does not fit: its owner's storage is full{says}. Free or buy some storage, and push again."
+        return (
+            f"Pushing {repo} failed because its owner's storage is full{says}. Free up or buy storage, and push again."
+        )
     if status == 402:
         return f"The Hub requires payment for {repo}{says}: see the billing settings of its owner."
     if status in (403, 404):

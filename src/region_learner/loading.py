@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .corpora.videos import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from .files import near_file
+from .files import near_file, shards_of
 from .text_tower import check_text_tower
 
 # The files that `from_pretrained` of models, processors and tokenizers reads.
@@ -104,6 +104,8 @@ def _check_file(path: Path) -> None:
             json.loads(path.read_bytes())
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or incomplete ({' '.join(str(error).split())}): {again}") from error
+    if path.name.endswith(".index.json"):
+        shards_of(path)
 
 
 def load_model(auto_class: Any, name: str, **options) -> Any:

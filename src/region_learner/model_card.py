@@ -156,7 +156,8 @@ def _metadata(
     """Returns the metadata on top of a card, in YAML."""
     emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     card_data = ModelCardData(
-        base_model=_of_the_hub(origin.base_models) or None,
+        # A directory such as converted/mine would be read as a model of somebody else.
+        base_model=_of_the_hub(name for name in origin.base_models if not os.path.isdir(name)) or None,
         datasets=_of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS) or None,
         language=list(languages) or None,
         model_name=name,
@@ -286,7 +287,7 @@ def _config(one: EvaluationResults) -> str:
     """Returns what distinguishes two evaluations of one name."""
     protocol, data = one.protocol, one.data
     said = [one.mean_of] if one.folds else []
-    said += [f"data in {data['data_dir']}"] if data["data_dir"] else []
+    said += [f"data directory “{data['data_dir']}”"] if data["data_dir"] else []
     said += [f"{key}={value}" for key, value in data["options"].items()]
     said.append(f"{protocol['frames']} frames" if protocol["frames"] else "all frames that the processor samples")
     if protocol["clips"]:
@@ -315,10 +316,10 @@ def _task(one: EvaluationResults) -> str:
 
 def _claim(one: EvaluationResults) -> str:
     if one.protocol["zero_shot"]:
-        return "zero-shot"
+        return ", zero-shot"
     trained_on = {videos_of(str(name)) for part in _models(one) for name in part["model"].get("trained_on") or ()}
     corpus = videos_of(one.data["corpus"])
-    return f"trained on {corpus}" if corpus in trained_on else "not claimed to be zero-shot"
+    return f", trained on {corpus}" if corpus in trained_on else "; not checked whether it is zero-shot"
 
 
 def _counts(data: dict[str, Any]) -> str:
@@ -373,7 +374,7 @@ def _shown(one: EvaluationResults) -> dict[str, Any]:
             values = [f"{part['metrics'][metric]:.1f}" for metric in one.metrics]
             rows.append([f"fold {part['fold']}", *values, _counts(part["data"])])
     return {
-        "heading": f"{_name(one)} ({', '.join([task, *protocol, _claim(one)])})",
+        "heading": f"{_name(one)} ({', '.join([task, *protocol])}{_claim(one)})",
         "line": "; ".join(filter(None, [*where, _config(one)])),
         "header": header,
         "rows": rows,
@@ -542,12 +543,12 @@ def emissions_of(checkpoint: str | os.PathLike[str]) -> Emissions | None:
     if not path.is_file():
         return None
     runs: dict[str, dict[str, str]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            runs[row.get("run_id") or str(len(runs))] = row  # a later row of a run includes the earlier ones
     try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                runs[row.get("run_id") or str(len(runs))] = row  # a later row of a run includes the earlier ones
         kwh, kg = (math.fsum(float(row[name]) for row in runs.values()) for name in ("energy_consumed", "emissions"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} was not written by CodeCarbon ({error!r:.80}): remove it or track again.") from error
     if not runs or not (math.isfinite(kwh) and math.isfinite(kg)):
         return None

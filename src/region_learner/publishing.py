@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import av
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 from safetensors import safe_open
 
 from . import __version__
@@ -25,16 +27,17 @@ from .card_numbers import unbacked_numbers
 from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
 from .evaluation.provenance import weights_of
 from .evaluation.results import EvaluationResults, read_results, results_in
-from .files import near_file
+from .files import near_file, shards_of
 from .hub import commit_files, in_words
 from .leaks import leaks
 from .loading import check_checkpoint, check_files, first_non_finite
 from .model_card import Emissions, draft_card, emissions_of, model_card
 from .space import files_of_space
+from .video_decoding_region_learner import any_metadata
 
 logger = logging.getLogger(__name__)
 
-_TEXT = re.compile(r".*\.(json|md|txt|py|jinja|csv|ya?ml)|LICENSE|NOTICE", re.IGNORECASE)
+_WITH_METADATA = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4")
 _LOADING_TIMEOUT = 1800  # seconds
 
 
@@ -71,7 +74,7 @@ class Checked:
     files: dict[str, Path | bytes]
     left_out: dict[str, str]
     notes: list[str]
-    draft: str | None  # the card that training has pushed, which may be replaced; otherwise None
+    model: Mapping[str, Any] | None  # the description of the model, if the card is made here
 
 
 def push(
@@ -119,17 +122,20 @@ def push(
         checked = check(model, owner_and_name, license, is_public=not private, loads=False)
         apps = files_of_space(owner_and_name, private) if space else {}
     _validate_card(_text_of(checked.files[CARD]), Path(model) / CARD, repo)
+    notes = list(checked.notes)
     with in_words(owner_and_name):
-        is_new = _is_new(api, owner_and_name, "model", private)
-        is_new_space = space and _is_new(api, owner_and_name, "space", private)
-        if not is_new and checked.draft is not None:
-            _check_replaced_card(api, owner_and_name, checked.files, checked.draft)
+        head = _head(api, owner_and_name, "model", private)
+        head_of_space = _head(api, owner_and_name, "space", private) if space else None
+        if head is not None:
+            notes += _check_replaced_card(api, owner_and_name, head, checked, Path(model))
     message = message or f"Checkpoint, by region-learner {__version__}"
-    url = _publish(api, owner_and_name, checked.files, message, private, is_new)
+    url, removed = _publish(api, owner_and_name, checked.files, message, private, head)
+    if removed:
+        notes.append(f"removed from the repository, as files of an earlier model: {', '.join(removed)}")
     space_url = None
     if space:
         try:
-            space_url = _publish(api, owner_and_name, apps, "Search app", private, is_new_space, "space")
+            space_url, _ = _publish(api, owner_and_name, apps, "Search app", private, head_of_space, "space")
         except (OSError, ValueError) as error:
             raise OSError(f"The model is published ({url}), but not its Space: {error}") from error
     return replace(
@@ -137,7 +143,7 @@ def push(
         repo=owner_and_name,
         files=_sizes(checked.files),
         left_out=checked.left_out,
-        notes=checked.notes,
+        notes=notes,
         url=url,
         space_files=_sizes(apps),
         space_url=space_url,
@@ -201,17 +207,17 @@ def check(
         files[RESULTS] = run
         if run != (directory / RESULTS).read_bytes():
             notes.append(f"{RESULTS} is published without data directories, and with paths cut to their last part")
-    draft = None
+    described = None
     if CARD not in files:
         notes.append(f"{CARD} is made from {', '.join(results)}")
-        draft = _draft(results, weights, directory, repo)
+        described = _described(results, weights)
     text = _card(directory, repo, license, results, others)
     files.setdefault(CARD, text.encode())
     notes += _check_card(directory, text, repo, results, others, run, is_public)
     _check_leaks(directory, files)
     if loads:
         check_loads_without_package(files, directory)
-    return Checked(dict(sorted(files.items())), left_out, notes, draft)
+    return Checked(dict(sorted(files.items())), left_out, notes, described)
 
 
 def _directory(model: str | os.PathLike[str]) -> Path:
@@ -232,7 +238,7 @@ def _check_weights(directory: Path) -> None:
         raise ValueError(f"{directory} has no weights as safetensors (model.safetensors): {again}")
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        shards = shards_of(index)
         if "model.safetensors" in names:
             raise ValueError(f"{directory} has both model.safetensors and {index.name}: remove the older one.")
         if different := shards ^ (set(names) - {index.name}):
@@ -272,14 +278,12 @@ def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, Evalua
     return results, others
 
 
-def _draft(
-    results: Mapping[str, EvaluationResults], weights: dict[str, str], directory: Path, repo: str
-) -> str | None:
-    """Returns the card that training pushes at its end, before anything is measured."""
+def _described(results: Mapping[str, EvaluationResults], weights: dict[str, str]) -> Mapping[str, Any] | None:
+    """Returns the description of the model with these weights in its results, as `describe_model` made it."""
     for one in results.values():
         for part in one.folds or [{"model": one.model}]:
             if part["model"]["weights"] == weights:
-                return draft_card(part["model"], directory, repo)
+                return {key: value for key, value in part["model"].items() if key != "trained_on"}
     return None
 
 
@@ -300,7 +304,15 @@ def _card(
             raise ValueError(
                 f"--license has no effect, as {path} exists: write `license: {license}` into its metadata instead."
             )
-        return path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not encoded in UTF-8 ({error.reason}): save it as UTF-8.") from error
+        if text.startswith("\ufeff"):
+            raise ValueError(
+                f"{path} starts with a byte order mark, which hides its metadata: save it as UTF-8 without BOM."
+            )
+        return text
     if not results:
         raise ValueError(
             f"{directory} has no card, and no results of its weights to make one from{_why(others)}: evaluate it with "
@@ -371,19 +383,40 @@ def _check_energy(card: Path, claim: Any, energy: Emissions | None) -> None:
 
 def _check_leaks(directory: Path, files: Mapping[str, Path | bytes]) -> None:
     for name, file in files.items():
-        if isinstance(file, Path) and file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                text = json.dumps(opened.metadata() or {}, ensure_ascii=False)
-        elif _TEXT.fullmatch(name):
-            text = _text_of(file)
-        else:
-            continue
-        if found := leaks(text):
+        if found := leaks(_readable(file)):
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(
                 f"{directory / name}, line {found[0].line}, contains {found[0].what}{more}, which everybody could "
                 "read: remove it from the file."
             )
+
+
+def _readable(file: Path | bytes) -> str:
+    """Returns what people can read of a file: its text, or the metadata of weights, a picture or a video."""
+    suffix = file.suffix.lower() if isinstance(file, Path) else ""
+    if suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return json.dumps(opened.metadata() or {}, ensure_ascii=False)
+    if suffix in _WITH_METADATA:
+        try:
+            metadata = _metadata_of_video(file) if suffix == ".mp4" else _metadata_of_picture(file)
+            return "\n".join(
+                entry.decode("utf-8", "replace") if isinstance(entry, bytes) else str(entry) for entry in metadata
+            )
+        except Exception:  # what the name calls a picture or a video may be anything
+            pass
+    return _text_of(file)
+
+
+def _metadata_of_picture(file: Any) -> list[Any]:
+    with Image.open(file) as image:
+        image.load()  # texts may follow the pixels
+        return [value for name, value in image.info.items() if name != "icc_profile"]
+
+
+def _metadata_of_video(file: Any) -> list[Any]:
+    with av.open(str(file), **any_metadata()) as container:
+        return [value for part in (container, *container.streams) for value in part.metadata.values()]
 
 
 def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Path) -> None:
@@ -395,7 +428,8 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
         directory: name of the checkpoint in messages.
 
     Raises:
-        ValueError: it does not load, or weights are missing, unexpected or of another shape.
+        ValueError: it does not load, or takes longer than half an hour to load, or weights are missing, unexpected or
+            of another shape.
     """
     again = "load it with this version of region-learner, save it again with save_pretrained, and evaluate it again."
     with tempfile.TemporaryDirectory(prefix="region-learner-push-") as folder:
@@ -406,10 +440,16 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
         script = Path(__file__).with_name("load_standalone.py")
         # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
         command = [sys.executable, "-I", str(script), str(place)]
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=_LOADING_TIMEOUT,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                timeout=_LOADING_TIMEOUT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"{directory} did not load within {_LOADING_TIMEOUT:g} seconds in a fresh process: push again when "
+                "the machine is less busy, or from a faster disk."
+            ) from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].replace(str(place), "it")
         raise ValueError(f"{directory} does not load without region-learner installed ({reason[:300]}): {again}")
@@ -444,29 +484,35 @@ def _publish(
     files: Mapping[str, Path | bytes],
     message: str,
     private: bool,
-    is_new: bool,
+    head: str | None,
     repo_type: str = "model",
-) -> str:
-    """Creates a repository if it does not exist, makes one commit in it, and returns the commit's address."""
+) -> tuple[str, list[str]]:
+    """
+    Makes one commit in a repository, after creating it if `head`, its latest commit, is None.
+
+    Returns:
+        The commit's address, and the files of an earlier model that it has removed.
+    """
     is_space = repo_type == "space"
-    if is_new:
-        with in_words(repo):
-            sdk = "gradio" if is_space else None
-            api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
     try:
         with in_words(repo):
+            if head is None:
+                sdk = "gradio" if is_space else None
+                api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
             # Texts that a user wrote about an existing Space are kept; the package in it is replaced as a whole.
-            return commit_files(
+            info, removed = commit_files(
                 api,
                 repo,
                 files,
                 message,
                 repo_type,
-                keeps_card=is_space and not is_new,
+                keeps_card=is_space and head is not None,
                 replaces="region_learner" if is_space else None,
-            ).commit_url
+                parent=head,
+            )
+            return info.commit_url, removed
     except BaseException as error:
-        left = _remove_if_empty(api, repo, repo_type) if is_new else f"{repo} on the Hub is unchanged."
+        left = _remove_if_empty(api, repo, repo_type) if head is None else _what_changed(api, repo, repo_type, head)
         if isinstance(error, OSError | ValueError):
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{' '.join(str(error).split())} {left}") from error
@@ -474,29 +520,68 @@ def _publish(
         raise
 
 
-def _is_new(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
+def _head(api: HfApi, repo: str, repo_type: str, private: bool) -> str | None:
+    """Returns the latest commit of a repository; None if it does not exist."""
     try:
         info = api.repo_info(repo, repo_type=repo_type)
     except RepositoryNotFoundError:
-        return True
+        return None
     if info.private is not None and info.private != private:
         kinds = ("public", "private")
         cure = "add --public to push to it" if private else "leave --public out, or change the repository's settings"
         what = "The Space " * (repo_type == "space")
         raise ValueError(f"{what}{repo} exists and is {kinds[info.private]}, not {kinds[private]}: {cure}.")
-    return False
+    return info.sha
 
 
-def _check_replaced_card(api: HfApi, repo: str, files: Mapping[str, Path | bytes], replaceable: str) -> None:
-    """Refuses to replace a card that somebody wrote on the Hub with one that is made here."""
-    if not api.file_exists(repo, CARD):
-        return
-    present = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
-    if present not in (_text_of(files[CARD]), replaceable):
+def _check_replaced_card(api: HfApi, repo: str, head: str, checked: Checked, directory: Path) -> list[str]:
+    """
+    Refuses to replace a card that somebody wrote on the Hub with one that is made here. Returns a note if it is
+    replaced with another one that somebody wrote.
+    """
+    if not api.file_exists(repo, CARD, revision=head):
+        return []
+    present = _text_of(Path(api.hf_hub_download(repo, CARD, revision=head)))
+    if present == _text_of(checked.files[CARD]):
+        return []
+    if (directory / CARD).is_file():
+        return [f"{directory / CARD} replaces another {CARD} on the Hub, which remains in its history (commit {head})"]
+    if checked.model is None or present != _draft_like(present, checked.model, directory, repo):
         raise ValueError(
             f"{repo} has another card on the Hub, which would be replaced: put that {CARD}, or one from "
             "`region-learner card MODEL --output`, into the directory of the checkpoint."
         )
+    return []
+
+
+def _draft_like(card: str, model: Mapping[str, Any], directory: Path, repo: str) -> str | None:
+    """
+    Returns the card that training pushes at its end, before anything is measured, with the license, the languages and
+    the title of another card; None if that has no valid metadata.
+    """
+    try:
+        parsed = ModelCard(card)
+        data = parsed.data.to_dict()
+        license = None if data.get("license_name") == "not-stated" else data.get("license")
+        languages = data.get("language") or ()
+        heading = re.search(r"^# (.+)$", parsed.text, re.MULTILINE)
+        title = re.sub(r"\\(.)", r"\1", heading[1]) if heading else None  # without the escapes of Markdown
+        return draft_card(
+            model, directory, repo, license, title, [languages] if isinstance(languages, str) else languages
+        )
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _what_changed(api: HfApi, repo: str, repo_type: str, head: str) -> str:
+    """Returns a sentence about a repository after a commit on top of `head` has failed."""
+    try:
+        latest = api.repo_info(repo, repo_type=repo_type).sha
+    except Exception:  # for any reason, such as a lost connection
+        return f"See {_address(api, repo, repo_type)} for whether the commit has arrived."
+    if latest == head:
+        return f"{repo} on the Hub is unchanged."
+    return f"{repo} on the Hub now has another commit than before, {latest}: see {_address(api, repo, repo_type)}."
 
 
 def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
@@ -506,9 +591,17 @@ def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
         if set(api.list_repo_files(repo, repo_type=repo_type)) <= made_by_hub:
             api.delete_repo(repo, repo_type=repo_type)
             return "The repository that was created for it has been deleted again."
-        return f"The commit may have arrived nevertheless: see {api.endpoint}/{repo}."
+        return f"The commit may have arrived nevertheless: see {_address(api, repo, repo_type)}."
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 404:  # and not 401, for a token that is not valid anymore
+            return "The repository was not created."
     except Exception:  # for any reason, such as a lost connection
-        return f"The repository {repo}, which was created for it, may be empty on the Hub: push again, or delete it."
+        logger.debug("%s could not be removed", repo, exc_info=True)
+    return f"The repository {repo}, which was created for it, may be empty on the Hub: push again, or delete it."
+
+
+def _address(api: HfApi, repo: str, repo_type: str) -> str:
+    return f"{api.endpoint}/{'spaces/' * (repo_type == 'space')}{repo}"
 
 
 def _owner(api: HfApi, repo: str) -> str:

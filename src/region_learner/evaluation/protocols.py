@@ -113,7 +113,7 @@ class Protocol:
                 raise ValueError(f"sizes[{name!r}] has {len(numbers)} numbers for {self.folds} folds.")
 
 
-_ALL = "all captions of a video, each a query of its own"
+_ALL = "every caption is a separate query"
 _ONE = "one caption per video"
 _CLAUSES = "the first caption of each video, in which each clause describes one object"
 _SWAPPED = "2 options per question: the full caption, and the same with an attribute swapped between two objects"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..corpora.base import SPLIT_ALIASES
 from ..corpora.msrvtt import PROTOCOLS
+from ..files import shards_of
 
 _VIDEO_CONFIG = (
     "num_frames", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "codebook_size", "num_regions",
@@ -109,12 +110,17 @@ def digest_of_rows(dataset) -> str:
 
 
 def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
-    """Returns the SHA-256 of each weights file of a checkpoint: one file, or the shards that its index names."""
+    """
+    Returns the SHA-256 of each weights file of a checkpoint: one file, or the shards that its index names.
+
+    Raises:
+        ValueError: the index of the shards is damaged.
+    """
     index = _find(name, "model.safetensors.index.json", revision)
     files = ["model.safetensors"]
     if index is not None:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [file for file in files if Path(file).name == file]  # an index must not point outside the checkpoint
+        # An index must not point outside the checkpoint.
+        files = [file for file in sorted(shards_of(index)) if Path(file).name == file]
     return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
 
 

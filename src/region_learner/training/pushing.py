@@ -25,7 +25,7 @@ class HubPushes:
 
     Each push is a commit that `from_pretrained` can load: weights, configuration, processor and source files.
     (transformers' Trainer pushes whatever is in `output_dir` at that time, and splits many files into several
-    commits.) An existing card on the Hub is not changed.
+    commits.) An existing card on the Hub is not changed. Files of an earlier model are removed.
 
     Args:
         repo: an existing repository.
@@ -114,7 +114,7 @@ class HubPushes:
 
     def _commit(self, files: Mapping[str, Path | bytes], message: str, state_folder: str | None) -> CommitInfo:
         with in_words(self.repo):
-            return commit_files(
+            info, removed = commit_files(
                 self.api,
                 self.repo,
                 files,
@@ -123,6 +123,9 @@ class HubPushes:
                 keeps_card=True,
                 replaces=state_folder,
             )
+        if removed:
+            logger.warning("Removed the files of an earlier model from %s: %s", self.repo, ", ".join(removed))
+        return info
 
 
 def remove_snapshots(output_dir: Path) -> None:

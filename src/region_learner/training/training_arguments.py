@@ -106,6 +106,10 @@ class RegionLearnerTrainingArguments(OwnTrainingArguments, TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["video_ids"], metadata={"help": "Not supported: the task decides."}
     )
+    hub_private_repo: bool | None = field(
+        default=True,
+        metadata={"help": "Whether a repository that is created for --push-to-hub is private (the default)."},
+    )
     accelerator_config: JsonMapping = field(
         default_factory=lambda: {"dispatch_batches": False},
         metadata={"help": "As in transformers, but each process reads its own part of a stream."},
