@@ -24,7 +24,7 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
         text, path = match[1], match[2].rstrip("/")
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path})"
-        return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
+        return f"`{path}`" if path.endswith(text.strip("`")) else f"{text} (`{path}`)"
 
     return _LINK_OUT.sub(without_link, markdown)
 

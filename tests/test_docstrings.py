@@ -6,45 +6,50 @@ toys of the same names.
 import doctest
 import inspect
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import DistilBertModel, ViTConfig, ViTModel
 
 import region_learner
 from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor, VideoIndex, evaluation, load_corpus
 from region_learner.corpora import make_corpus
 from region_learner.corpora.encoding import write_video
+from region_learner.evaluation import evaluate_checkpoint, get_protocol, write_results
+from region_learner.phrase_maps import find_words
+from region_learner.training import parse_arguments
 from region_learner.training.tokenizer import train_tokenizer
 
-from .conftest import tiny_model
+from .conftest import tiny_model, tiny_text_config
+from .test_backbones import IMAGE, SIZES, save_family
 from .test_docs import DOCUMENTED, object_of, registers  # noqa: F401 # a fixture
+from .test_recipes import Media, make_msrvtt, make_msvd
+from .test_results import results
 
 NOT_RUN = {
-    "answer_vocabulary": "needs the files of MSR-VTT-QA: test_benchmarks.py",
     "check_corpus": "counts 120 videos: test_check.py",
     "compute_features": "needs weights of CLIP and the videos of MSVD: test_features.py",
     "convert_original_checkpoint": "needs a checkpoint of the authors: test_original.py",
-    "embed_corpus": "needs the videos of MSVD: test_protocols.py",
-    "evaluate_checkpoint": "needs the videos of MSVD: test_protocols.py",
     "ExportedPart": "compiles for seconds: test_export.py",
     "export_index": "needs a server of Qdrant: test_parts.py",
     "export_model": "needs the packages of the extra `export`: test_export.py",
-    "from_pretrained_towers": "needs pre-trained weights: test_towers.py, test_backbones.py",
     "launch": "serves until it is interrupted: test_app.py",
-    "load_corpus": "needs the files of MSR-VTT: test_benchmarks.py",
-    "make_corpus": "draws 500 clips: test_synthetic_making.py",
-    "model_card": "needs the result of an evaluation: test_model_card.py",
     "prepare_corpus": "needs the videos of MSR-VTT: test_prepare.py",
-    "push": "needs a Hub: test_publishing.py",
     "RegionLearnerTokens": "loads sentence-transformers: test_sentence_transformers.py",
-    "train": "trains for minutes: `region-learner demo`, test_demo.py",
     "VideoTextRetrievalPipeline": "its scores are of a trained model: test_pipelines.py",
     "VideoIndex.from_embeddings": "runs as a part of the example of embed_videos",
 }
-# Examples name these pre-trained weights; a toy checkpoint replaces them.
-SIGLIP = "google/siglip2-base-patch16-224"
+SLOW = {"push"}  # loads the checkpoint in a separate process, without this package
+# Examples name these pre-trained weights; the directories of toys replace them.
+TOYS = {
+    "google/siglip2-base-patch16-224": "clip",
+    "openai/clip-vit-base-patch16": "clip",
+    "vit_base_patch16_224.orig_in21k_ft_in1k": "vit",
+    "distilbert-base-uncased": "distilbert",
+}
 
 
 def code_of(docstring: str) -> str | None:
@@ -85,7 +90,7 @@ def test_the_public_api_has_examples():
 
 
 def test_each_example_that_is_not_run_exists():
-    assert NOT_RUN.keys() <= EXAMPLES.keys()
+    assert NOT_RUN.keys() | SLOW <= EXAMPLES.keys()
     assert len(NOT_RUN) < len(EXAMPLES) / 2
 
 
@@ -112,7 +117,16 @@ def folder(tmp_path_factory):
         write(path / name, 21)
     (path / "b.webm").write_bytes((path / "a.mp4").read_bytes())
     write(path / "lecture.mkv", 80, fps=1)
-    make_corpus("moving_shapes", path / "shapes", train=1, val=0, test=0, test_unseen=0, progress=False)
+    make_corpus("moving_shapes", path / "shapes", train=2, val=0, test=2, test_unseen=0, progress=False)
+    (path / "my_videos").symlink_to("shapes")
+    (path / "data/moving_shapes").symlink_to("../shapes")
+    media = Media(path / "media")
+    make_msvd(path / "data/MSVD", media)
+    make_msrvtt(path / "data/MSRVTT", media)
+    save_family("clip", path / "clip")
+    ViTModel(ViTConfig(**SIZES, **IMAGE)).save_pretrained(path / "vit")
+    DistilBertModel(tiny_text_config(vocab_size=len(tokenizer))).save_pretrained(path / "distilbert")
+    tokenizer.save_pretrained(path / "distilbert")
     return path
 
 
@@ -124,10 +138,12 @@ def names(folder) -> dict:
     inputs = processor(text=["a red square"], videos=[str(folder / "clip.mp4")])
     embeds = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
     rows = [{"video": str(folder / f"{name}.mp4"), "video_id": name, "captions": [name]} for name in ("dog", "cat")]
-    return {name: getattr(region_learner, name) for name in region_learner.__all__} | {
+    public = {name: getattr(module, name) for module in (region_learner, evaluation) for name in module.__all__}
+    return public | {
+        "Path": Path,
         "checkpoint": "checkpoint",
         "embed": lambda frames: frames,
-        "evaluate_checkpoint": evaluation.evaluate_checkpoint,
+        "find_words": find_words,
         "label_maps": torch.ones(1, 4, 32, 32, dtype=torch.long),
         "load_corpus": lambda name, *args, **options: load_corpus(
             name, *args or [folder / "shapes"], **options
@@ -142,10 +158,31 @@ def names(folder) -> dict:
     }  # fmt: skip
 
 
+def parse_one_step(argv: list[str]) -> tuple:
+    """Returns the arguments of one training step on a corpus of two clips."""
+    few = {"max_steps": 1, "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "use_cpu": True}
+    arguments = parse_arguments(argv, **few)
+    arguments[1].data_dir, arguments[1].corpus_options = "shapes", {}
+    return arguments
+
+
 def prepare(name: str, names: dict):
     """Creates what a single example takes for granted."""
-    if name in ("RegionLearnerVideoProcessor.span_frames", "draw_regions"):
+    if name in ("RegionLearnerVideoProcessor.span_frames", "draw_regions", "draw_clusters"):
         names["processor"] = names["processor"].video_processor
+    elif name == "make_corpus":
+        few = {"train": 1, "val": 0, "test": 0, "test_unseen": 0}
+        names["make_corpus"] = lambda *args, **options: make_corpus(*args, **options | few)
+    elif name == "model_card":
+        write_results(evaluate_checkpoint(get_protocol("msvd"), "CHECKPOINT", "data/MSVD"), "msvd.json")
+    elif name == "push":
+        Path("runs").mkdir()
+        shutil.copytree("checkpoint", "runs/mine")
+        write_results(evaluate_checkpoint(get_protocol("msvd"), "runs/mine", "data/MSVD"), "runs/mine/msvd.json")
+    elif name == "read_results":
+        write_results(results(), "results.json")
+    elif name == "train":
+        names["parse_arguments"] = parse_one_step
     elif name == "cut_span":
         Path("cuts").mkdir()
     elif name == "write_search_page":
@@ -159,7 +196,13 @@ def prepare(name: str, names: dict):
         names["model"] = type("Wrapper", (), {"module": module, "__call__": lambda self, **batch: module(**batch)})()
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - NOT_RUN.keys()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in sorted(EXAMPLES.keys() - NOT_RUN.keys())
+    ],
+)
 def test_example_runs(name, folder, names, registers, monkeypatch, tmp_path):  # noqa: F811
     code, of_module = EXAMPLES[name]
     for path in folder.iterdir():
@@ -167,7 +210,8 @@ def test_example_runs(name, folder, names, registers, monkeypatch, tmp_path):  #
     monkeypatch.chdir(tmp_path)
     names = {**of_module, **names}
     prepare(name, names)
-    code = code.replace(SIGLIP, "checkpoint")
+    for weights, toy in TOYS.items():
+        code = code.replace(weights, toy)
     if ">>>" not in code:
         exec(code, names)
         return

@@ -1,6 +1,6 @@
 """
 Tests that the notebooks of `examples/` are committed without outputs, and that their imports exist. In the slow tier,
-they run with less data, and find what they should.
+they run with less data, and find what they should. The scripts run on toys, and Accelerate reads its configurations.
 """
 
 import ast
@@ -8,15 +8,22 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
+from region_learner import RegionLearnerModel, RegionLearnerProcessor, VideoIndex, load_corpus
 from region_learner.corpora import make_corpus
+from region_learner.evaluation import retrieval_accuracy
 from region_learner.video_decoding_region_learner import read_clip
 
 from .conftest import ROOT
@@ -167,3 +174,63 @@ def test_notebooks_run_with_custom_videos_and_checkpoints(tmp_path):
     report = "[metrics['videos'], model.config.video_config.region_form]"
     found, pictures = run(FINETUNE, tmp_path, report, DATA=str(corpus), CHECKPOINT=str(model), EPOCHS=1)
     assert (found, pictures) == ([8, "decoupled"], 3)
+
+
+# --- Scripts and configuration files -----------------------------------------------------------------------------
+
+
+def run_script(name: str, *argv, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_the_script_searches_a_folder(tmp_path, monkeypatch, capsys):
+    videos = make_videos(tmp_path / "videos", {"a.mp4": 3, "sub/b.mp4": 14})
+    (videos / "broken.mp4").write_bytes(b"not a video")
+    model = save_checkpoint("space_time", tmp_path / "model")
+    arguments = (videos, "a red square", "--index", tmp_path / "index")
+    run_script("search_a_folder.py", *arguments, "--model", model, monkeypatch=monkeypatch)
+    report, skipped, *hits = capsys.readouterr().out.splitlines()
+    assert report.startswith("2 new")
+    assert skipped.startswith(f"{videos / 'broken.mp4'} was skipped: ")
+    found = VideoIndex.open(tmp_path / "index").search("a red square", k=5)
+    assert [hit.split()[-1] for hit in hits] == [hit.path for hit in found]
+    run_script("search_a_folder.py", *arguments, "--top", 1, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.splitlines()[-1] == hits[0]
+    with pytest.raises(SystemExit):
+        run_script("search_a_folder.py", *arguments, "--model", "another", monkeypatch=monkeypatch)
+    assert "has its own model: leave out --model, or name another --index." in capsys.readouterr().err
+
+
+def test_the_script_fine_tunes(tmp_path, monkeypatch, capsys):
+    sizes = {"train": 4, "val": 0, "test": 2, "test_unseen": 0, "size": 48, "frames": 4}
+    corpus = make_corpus("moving_shapes", tmp_path / "corpus", progress=False, **sizes)
+    model = save_checkpoint("space_time", tmp_path / "model")
+    arguments = (model, corpus, "--output-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 2, "--workers", 0)
+    run_script("finetune.py", *arguments, monkeypatch=monkeypatch)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if "->" in line]
+    assert [line[0] for line in shown] == ["t2v_R@1", "t2v_R@5", "t2v_MedR", "v2t_R@1", "v2t_R@5", "v2t_MedR"]
+    trained = RegionLearnerModel.from_pretrained(tmp_path / "run")
+    processor = RegionLearnerProcessor.from_pretrained(tmp_path / "run")
+    metrics = retrieval_accuracy(trained, processor, load_corpus("folder", corpus, "test"))
+    assert [float(line[3]) for line in shown] == [round(metrics[line[0]], 1) for line in shown]
+    before = RegionLearnerModel.from_pretrained(model)
+    assert any(not torch.equal(new, old) for new, old in zip(trained.parameters(), before.parameters()))
+    with pytest.raises(SystemExit):
+        run_script("finetune.py", *arguments, monkeypatch=monkeypatch)
+    assert "run exists: name a new directory." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configuration(path):
+    """Accelerate's own parser accepts every field, and `accelerate launch` starts what the file says."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = load_config_from_file(str(path))
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    assert config.distributed_type == kinds[path.stem]
+    assert config.num_processes == content["num_processes"]
+    assert config.mixed_precision == "bf16"
+    assert content.keys() <= config.to_dict().keys()
+    known = {action.dest for action in launch_command_parser()._actions}
+    for section in ("fsdp_config", "deepspeed_config"):
+        assert content.get(section, {}).keys() <= known

@@ -215,6 +215,12 @@ def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -
 
     Raises:
         ValueError: as [`find_phrases`].
+
+    Example:
+
+        clip = processor(videos=["clip.mp4"])["pixel_values_videos"]
+        for match in find_words(model, processor, clip, "a red square moves left"):
+            print(match.text, match.similarity, match.peak)  # peak: (frame, x, y)
     """
     pairs = embed_pairs(model, processor, _one_clip(pixel_values_videos), [text])
     spans = [word.span() for word in _WORD.finditer(text)]

@@ -1,4 +1,7 @@
-"""Tests the app and the page of a search in a headless browser: what a user types, sees and plays."""
+"""
+Tests the app, the pages of results and the site in a headless browser: what a user types, sees and plays, on a desktop
+and on a phone.
+"""
 
 import os
 import re
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +20,12 @@ from PIL import Image
 
 from region_learner import VideoIndex
 from region_learner.search.page import write_search_page
+from region_learner.visualization import Query, Result, write_page
 
+from ..conftest import ROOT
 from ..fake_index import COLORS, FakeIndex, write_colors
 from ..search_toys import make_video, save_checkpoint
+from ..test_visualization import a_page, a_strip
 
 pytest.importorskip("gradio", reason="the app needs Gradio")
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
@@ -279,3 +286,51 @@ def test_the_command_ends_cleanly(tmp_path, number):
     assert "region-learner: interrupted. The app has ended." in errors
     assert "Traceback" not in errors
     assert not any((tmp_path / "temporary").glob("region-learner-app-*"))
+
+
+def test_a_page_of_results_fits_a_phone(page, tmp_path):
+    phrases = [("a red square that moves to the left", a_strip(0)), ("x" * 80, a_strip(1))]
+    long = Result(
+        "folder/" + "x" * 120 + ".mp4", 0.5, a_strip(2), a_strip(3), ["word " * 60, "y" * 120], True, "z" * 90, phrases
+    )
+    contents = a_page(subtitle="s" * 90, facts=[("file", "f" * 90), ("parameters", "3.1 M")])
+    contents = replace(contents, queries=[*contents.queries, Query("q" * 120, [long], "n" * 120)])
+    page.goto(write_page(tmp_path / "index.html", contents).as_uri())
+    page.get_by_text("q" * 120).first.wait_for()
+    assert nothing_is_cut_off(page)
+    assert page.evaluate("Array.from(document.images).every(image => image.naturalWidth > 0)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    pytest.importorskip("mkdocstrings", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_the_site_fits_a_phone(page, site):
+    """Wide tables and long lines of code scroll, but never the page around them."""
+    files = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # its links need a server
+    assert len(files) > 30
+    for file in files:
+        page.goto(file.as_uri())
+        assert nothing_is_cut_off(page), file.name
+    # The first column of a table names its rows: a few words fit in each of its lines.
+    page.goto((site / "evidence.html").as_uri())
+    widths = page.evaluate(
+        """Array.from(document.querySelectorAll("tbody td:first-child"), cell => {
+            const style = getComputedStyle(cell);
+            return cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+        })"""
+    )
+    assert len(widths) > 100
+    assert min(widths) >= 80
+    # The lines of commands are wrapped on a phone.
+    page.goto((site / "finetune.html").as_uri())
+    if page.viewport_size["width"] < 500:
+        blocks = "Array.from(document.querySelectorAll('.language-bash code'))"
+        assert page.evaluate(f"{blocks}.length") > 5
+        assert page.evaluate(f"{blocks}.every(block => block.scrollWidth <= block.clientWidth)")

@@ -447,6 +447,11 @@ def processor_from_towers(
     Raises:
         OSError: the model does not exist, or cannot be downloaded.
         ValueError: the tokenizer does not fit the text encoder.
+
+    Example:
+
+        processor = processor_from_towers("openai/clip-vit-base-patch16")
+        inputs = processor(text=["a dog catches a frisbee"], videos=["clip.mp4"])
     """
     if _comes_from_one_checkpoint(video, text, as_backbone):
         return processor_of_dual_encoder(video, num_frames)

@@ -74,6 +74,7 @@ def evaluate_checkpoint(
 
     Example:
 
+        evaluate_checkpoint(Protocol(corpus="folder"), "CHECKPOINT", "my_videos").metrics["t2v_R@1"]
         evaluate_checkpoint(get_protocol("msvd"), "CHECKPOINT", "data/MSVD").metrics["t2v_R@1"]
     """
     protocol.check()

@@ -55,6 +55,10 @@ def dual_softmax_metrics(
     Raises:
         ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or the temperature
             is not above 0.
+
+    Example:
+
+        dual_softmax_metrics(text_embeds, video_embeds, ["a", "a", "b"], ["a", "b"])["dsl_t2v_R@1"]
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0.")

@@ -90,6 +90,12 @@ def grounding_accuracy(
         ValueError: the model does not compare words with regions, several clips per video are requested, there are no
             rows, the column `masks` is missing, no object is visible, or too many videos cannot be read.
         CorpusError: the rows are from another corpus.
+
+    Example:
+
+        rows = load_corpus("moving_shapes", "data/moving_shapes", "test")
+        metrics = grounding_accuracy(model, processor, rows)
+        metrics["pointing"], metrics["chance_pointing"]
     """
     check_tokens(model)
     if not reading.pop("views", ONE_VIEW).single:

@@ -168,6 +168,11 @@ def region_quality(
     Raises:
         ValueError: the model has no regions, the column `masks` is missing, label maps do not fit their video, no
             video can be read, or no object is visible.
+
+    Example:
+
+        rows = load_corpus("moving_shapes", "data/moving_shapes", "test")
+        region_quality(model, processor, rows)["learned"]
     """
     tower_with_regions(model)
     rows = rows_with_masks(dataset)

@@ -224,6 +224,11 @@ def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> N
     Raises:
         ValueError: there is another file at `path` (see [`check_output`]), or the results are incomplete or not
             finite.
+
+    Example:
+
+        results = evaluate_checkpoint(Protocol(corpus="folder"), "CHECKPOINT", "my_videos")
+        write_results(results, "mine.json")
     """
     path = Path(path)
     check_output(path)
@@ -292,6 +297,10 @@ def read_results(path: str | os.PathLike[str]) -> EvaluationResults:
     Raises:
         OSError: the file does not exist.
         ValueError: the file is not JSON, does not contain the results of an evaluation, or has another schema.
+
+    Example:
+
+        read_results("results.json").metrics["t2v_R@1"]
     """
     path = Path(path)
     try:

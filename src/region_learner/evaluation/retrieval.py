@@ -91,6 +91,10 @@ def embed_texts(
         batch_size: texts per batch.
         progress: whether to show a progress bar if standard error is a terminal.
         tokens: a list to which the embeddings of the words are appended, batch by batch.
+
+    Example:
+
+        embed_texts(model, processor, ["a red square", "a blue circle"])  # (2, projection_dim)
     """
     embeds = []
     with evaluation_mode(model):
@@ -234,6 +238,11 @@ def retrieval_accuracy(
 
     Raises:
         ValueError: as in [`embed_corpus`], or re-ranking was requested but is not possible.
+
+    Example:
+
+        rows = load_corpus("folder", "my_videos", "test")
+        retrieval_accuracy(model, processor, rows)["t2v_R@1"]
     """
     candidates = number_to_rerank(model, rerank, reading.get("views", ONE_VIEW))
     embeddings = embed_corpus(model, processor, dataset, tokens=candidates > 0, **reading)

@@ -196,6 +196,11 @@ def multiple_choice_accuracy(
     Raises:
         ValueError: there are no rows, a column is missing, an answer is not the index of an option, too many videos
             cannot be read, or re-ranking was requested but is not possible.
+
+    Example:
+
+        rows = [{"video": "clip.mp4", "video_id": "clip", "options": ["a dog runs", "a cat sleeps"], "answer": 0}]
+        multiple_choice_accuracy(model, processor, rows)["accuracy"]
     """
     questions = CorpusRows(dataset, ("options", "answer"), optional=("aspect",))
     views = reading.get("views", ONE_VIEW)
@@ -287,6 +292,11 @@ def zero_shot_accuracy(
     Raises:
         ValueError: there are no rows or names, a label is not a class, a template lacks "{}", or too many videos
             cannot be read.
+
+    Example:
+
+        rows = [{"video": "clip.mp4", "video_id": "clip", "label": "jumping"}]
+        zero_shot_accuracy(model, processor, rows, class_names=["jumping", "running"])["top1"]
     """
     questions = CorpusRows(dataset, ("label",))
     names = _names_in_prompts(dataset, class_names)

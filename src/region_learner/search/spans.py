@@ -124,7 +124,16 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
 
 
 def clock(start: float, end: float) -> str:
-    """Formats a span, rounded outwards to whole seconds: "00:42-00:52", or "1:02:03-1:02:13"."""
+    """
+    Formats a span, rounded outwards to whole seconds.
+
+    Example:
+
+        >>> clock(42.4, 51.2)
+        '00:42-00:52'
+        >>> clock(3723, 3733)
+        '1:02:03-1:02:13'
+    """
 
     def shown(second: int) -> str:
         hours, rest = divmod(second, 3600)

@@ -221,6 +221,13 @@ def draw_heat_maps(
 
     Raises:
         TypeError, ValueError: types or shapes do not fit, or heat maps are negative or not finite.
+
+    Example:
+
+        statistics = processor.video_processor.image_mean, processor.video_processor.image_std
+        frames = frames_from_pixel_values(pixel_values_videos[0], *statistics)
+        matches = find_words(model, processor, pixel_values_videos[0], "a red square")
+        draw_heat_maps(frames, torch.stack([match.heat_map for match in matches]))[0][0].save("text.png")
     """
     frames = _check_frames(frames)
     heat_maps = _check_clip("heat_maps", heat_maps, "a floating-point", ("P", "T", "h", "w"), "token_dim")
@@ -249,6 +256,12 @@ def draw_clusters(
 
     Raises:
         TypeError, ValueError: types or shapes do not fit.
+
+    Example:
+
+        outputs = model.video_model(pixel_values_videos)
+        frames = frames_from_pixel_values(pixel_values_videos[0], processor.image_mean, processor.image_std)
+        draw_clusters(frames, outputs.cluster_ids[0], height=224)[0].save("codes.png")
     """
     frames = _check_frames(frames)
     codes = _check_codes(cluster_ids)

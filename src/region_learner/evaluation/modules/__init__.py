@@ -32,6 +32,11 @@ def load_metric(name: str, **options: Any):
     Raises:
         ValueError: the name is not known.
         ImportError: the package `evaluate` is not installed.
+
+    Example:
+
+        metric = load_metric("multiple_choice_accuracy")
+        metric.compute(predictions=[[0.9, 0.1], [0.2, 0.7]], references=[0, 0])["accuracy"]  # 50.0
     """
     try:
         import evaluate  # slow to import
