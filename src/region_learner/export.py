@@ -30,6 +30,8 @@ FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "
 # The largest difference of a value between PyTorch and the exported program, in units of the largest value of its
 # output (at least 1).
 TOLERANCE = 1e-5
+# Region masks amplify rounding, most of all with motion excitation: PyTorch's own differ from float64 by as much.
+_TOLERANCES = {"region_masks": 1e-4}
 
 # Above this size, the weights do not fit in one ONNX file, which can have at most 2 GiB.
 _LARGEST_FILE = 1.8 * 2**30
@@ -237,7 +239,8 @@ def export_model(
 
     Raises:
         ValueError: the format or a part is not known, the model is not in float32 on the CPU, or the results of an
-            exported program differ from the model's by more than 1e-5, measured as `difference` is.
+            exported program differ from the model's by more than 1e-5 (region masks: 1e-4), as `difference` is
+            measured.
         ImportError: packages that the format needs are not installed.
 
     Example:
@@ -354,12 +357,12 @@ def _compare(
             if not 0 < differences.get("cluster_ids", 0) < math.inf:
                 break
         difference = max(difference, *differences.values())
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"{path.name} does not compute the same as the model: {max(differences, key=differences.__getitem__)} "
-                f"differs by {difference:.2g} for {size}; expected at most {TOLERANCE:g}. It was not kept: use the "
-                "model in PyTorch, and please report this."
-            )
+        for name, value in differences.items():
+            if value > (most := _TOLERANCES.get(name, TOLERANCE)):
+                raise ValueError(
+                    f"{path.name} does not compute the same as the model: {name} differs by {value:.2g} for {size}; "
+                    f"expected at most {most:g}. It was not kept: use the model in PyTorch, and please report this."
+                )
     return difference
 
 

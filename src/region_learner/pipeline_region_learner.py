@@ -123,7 +123,7 @@ class VideoTextRetrievalPipeline(Pipeline):
         preprocess = {"are_texts": kind == "videos"} if kind is not None else {}
         return preprocess, {}, ranking | ({} if top_k is None else {"top_k": top_k})
 
-    def _embed_all(self, candidates: Sequence[Any], are_videos: bool, batch_size: int) -> torch.Tensor:
+    def _embed_all(self, candidates: list[Any], are_videos: bool, batch_size: int) -> torch.Tensor:
         """Returns the embeddings of candidates, (n, projection_dim)."""
         embeds = []
         for start in range(0, len(candidates), batch_size):
