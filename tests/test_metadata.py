@@ -2,7 +2,6 @@
 
 import json
 import unicodedata
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -196,10 +195,21 @@ def test_missing_words_are_left_out_of_benchmarks_and_shards(tmp_path, caplog):
     assert "leaving out 1 sample without a caption (a)" in caplog.text
 
 
-def test_lists_written_as_text_are_not_executed():
-    for text in ("[__import__('os')]", "['a', open('x')]", "['a'.upper()]", "[" * 100_000 + "'a'" + "]" * 100_000):
-        with suppress(UnfitValueError):
-            assert read_captions(text) == [text]
+def test_lists_written_as_text_are_not_executed(tmp_path, monkeypatch):
+    """The code in these texts would write a file, even if its result were refused."""
+    monkeypatch.chdir(tmp_path)
+    assert read_captions("[open('x', 'w')]") == ["[open('x', 'w')]"]  # one caption, such as "[music]"
+    for text in ("['a', open('x', 'w')]", "['a', f'{open(\"x\", \"w\")}']", "['a'.join(open('x', 'w').name)]"):
+        with pytest.raises(UnfitValueError, match="looks like a list but is not a JSON list"):
+            read_captions(text)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_lists_of_any_depth_are_refused(quote):
+    deep = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(UnfitValueError, match=r"^(looks like a list|must be a string or a list of strings)"):
+        read_captions(f"[{quote}a{quote}, {deep}]")
 
 
 # --- Ids -----------------------------------------------------------------------------------------------------

@@ -152,7 +152,13 @@ def test_unreadable_clips_are_left_out_and_listed(videos, tmp_path, caplog):
 
 
 def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
-    """The run stops with exit code 1 at the shard that exceeds the limit, and finished shards are kept."""
+    """The run stops with exit code 1 at the shard that exceeds the limit, and finished shards are not written again."""
+
+    def written():
+        stat = (tmp_path / "out" / "train" / "000000.tar").stat()
+        return stat.st_ino, stat.st_mtime_ns
+
+    finished = []
     rows = rows_of([*videos[:2], *(str(tmp_path / f"gone{number}.mp4") for number in range(4)), *videos[2:4]])
     options = PrepareOptions(clips_per_shard=2)
     message = r"2 clips of 8 cannot be read, more than max_unreadable=0.1 allows: gone0, gone1 \(listed in"
@@ -162,8 +168,10 @@ def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
         report = json.loads((tmp_path / "out" / "train" / "report.json").read_text())
         assert [entry["video_id"] for entry in report["left_out"]] == ["gone0", "gone1"]
         assert load(tmp_path / "out")["video_id"] == ["0", "1"]
+        finished.append(written())
     result = prepare_corpus(rows, tmp_path / "out", options=options, workers=1, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (4, 4)
+    assert finished == [written()] * 2
     with pytest.raises(CorpusError, match="max_unreadable=50 must be a share"):
         prepare_corpus(rows, tmp_path / "out", max_unreadable=50)
 

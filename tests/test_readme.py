@@ -67,7 +67,9 @@ def test_examples_print_what_the_readme_says(tmp_path, monkeypatch, capsys):
     # The probability and the score are not compared, because they depend on the processor.
     ((times, name),) = re.findall(r"```\n *\d+%  [\d.]+  (\S+)  \S*?(video-\d+\.mp4)\n```", README.read_text("utf-8"))
     capsys.readouterr()
-    main(argv)
+    with pytest.raises(SystemExit) as exit_info:  # also on success
+        main(argv)
+    assert not exit_info.value.code
     hit = capsys.readouterr().out
     assert times in hit
     assert name in hit

@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
+from region_learner.cli.evaluation import _print_evaluation
 from region_learner.evaluation.provenance import describe_data, describe_model, versions, weights_of
 from region_learner.evaluation.results import (
     SCHEMA,
@@ -181,8 +182,10 @@ def test_folds_that_are_not_results(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_results_that_are_not_finite_can_be_printed_but_are_not_written(tmp_path):
+def test_results_that_are_not_finite_can_be_printed_but_are_not_written(tmp_path, capsys):
     diverged = results(metrics={"t2v_R@1": float("nan")})
+    _print_evaluation(diverged, as_json=False)
+    assert re.search(r"t2v_R@1\W+nan", capsys.readouterr().out)
     with pytest.raises(ValueError, match=r"The results cannot be written to .*new.json: metrics: 't2v_R@1' is nan"):
         write_results(diverged, tmp_path / "new.json")
     assert not (tmp_path / "new.json").exists()

@@ -404,10 +404,15 @@ def test_evaluation_reads_rows_the_same_way(model, processor, rows, form):
     assert (result.texts, result.video_ids) == (expected.texts, expected.video_ids)
     assert result.metrics() == expected.metrics()
     for changed, message in BAD:
-        bare = "has no caption" in message  # a video without captions stays in the gallery
-        if form in (list, TorchRows) and not bare:
-            with pytest.raises(ValueError, match=f"row 2.*{message}"):
-                embed_corpus(model, processor, form([*rows[:2], rows[2] | changed]), progress=False)
+        if "has no caption" in message:  # a video without captions stays in the gallery
+            continue
+        bad, number = [*rows[:2], rows[2] | changed], 2
+        if form == Dataset.from_list:
+            if "surrogate" in message:  # cannot be stored
+                continue
+            bad, number = [row | changed for row in rows[:3]], 0  # the values of a column have the same type
+        with pytest.raises(ValueError, match=f"row {number}.*{message}"):
+            embed_corpus(model, processor, form(bad), progress=False)
 
 
 def test_the_same_video_by_number_and_by_string(model, processor, rows):

@@ -273,10 +273,10 @@ def test_shapes_first_captions_are_unambiguous():
         for tell in (shapes_captions.tell_everything, shapes_captions._tell_motions, shapes_captions._tell_some):
             mentions, _ = parse(tell(objects, [], rng))
             fitting = [s for s in scenes if all(any(m.items() <= e.items() for e in s) for m in mentions)]
-            ambiguous[tell.__name__] += len(fitting) > 1
-    assert ambiguous["_tell_everything"] == 0
-    assert ambiguous["_tell_motions"] <= 1
-    assert ambiguous["_tell_some"] <= 3
+            ambiguous[tell] += len(fitting) > 1
+    assert ambiguous[shapes_captions.tell_everything] == 0
+    assert ambiguous[shapes_captions._tell_motions] <= 1
+    assert ambiguous[shapes_captions._tell_some] <= 3
 
 
 def test_shapes_masks_match_pixels(single_shapes):

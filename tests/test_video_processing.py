@@ -779,7 +779,7 @@ def test_frames_of_changing_size(folder):
 
 def test_names_that_look_like_protocols(folder, monkeypatch, video):
     monkeypatch.chdir(folder)
-    for name in ("-dash.mp4", "concat:a|b.mp4", "100%d.mp4", "http:.mp4"[5:]):
+    for name in ("-dash.mp4", "concat:a|b.mp4", "100%d.mp4", "http:.mp4"):
         shutil.copy(video, name)
         assert read(name, 1)[1].total_num_frames == 40
 

@@ -333,12 +333,14 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
     import pyarrow as pa
 
     seen: set[str] = set()
+    rows = 0
     with open_part(part.path) as file:
         batches = file.iter_batches(_GROUP, use_threads=False)
         runs = (run for batch in batches for run in _runs(pa.Table.from_batches([batch])))
         for path, tables in groupby(runs, key=lambda table: table["path"][0].as_py()):
             try:
                 pieces = list(islice(tables, _MOST_PIECES + 1))
+                rows += sum(map(len, pieces))
                 if len(pieces) > _MOST_PIECES:
                     raise ValueError("it has too many windows")
                 if path in seen:
@@ -348,6 +350,9 @@ def read_part(part: PartFile) -> Iterator[tuple[Record, Windows]]:
             except ValueError as error:
                 raise ValueError(f"{part.path} is damaged ({path!r:.200}: {error}). {_CURE}") from error
             yield found
+        # The headers of pages have no checksum: damaged ones can end the reading of a column early, without an error.
+        if rows != file.metadata.num_rows:
+            raise ValueError(f"{part.path} is damaged ({rows} of its {file.metadata.num_rows} rows are left). {_CURE}")
 
 
 def _runs(table: pa.Table) -> Iterator[pa.Table]:
