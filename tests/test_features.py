@@ -195,7 +195,7 @@ def test_losses_match_those_of_videos_without_augmentation(root, tmp_path, caplo
     of_features, trainer = train_on(root, cached(root), tmp_path / "b")
     assert of_features == pytest.approx(of_videos, rel=1e-3)
     assert len(set(of_features)) == 4
-    assert caplog.text.count("Cached features are those of middle frames and center crops") == 1
+    assert caplog.text.count("Training on cached features uses middle frames and center crops") == 1
     cache, _ = train_on(root, cached(root), tmp_path / "c", gradient_cache_chunk=2)
     assert cache == pytest.approx(of_features, abs=1e-4)
     before, _ = load(root, codebook_size=0)
