@@ -247,7 +247,7 @@ def test_push_replaces_the_draft_of_the_trainer_unless_it_was_edited(hub, tmp_pa
     trainers, directory = [], tmp_path / "run"
     train(directory, trainers, max_steps=1, save=True)
     (directory / "results.json").write_text(json.dumps(RUN))
-    trainers[0].push_to_hub(license="mit", language="de", title="Mein *Modell*")
+    trainers[0].push_to_hub(license="mit", language="de", title="My *model*")
     draft = files_by_message(hub)["End of training"]
     assert b"This model has not been evaluated yet." in draft["README.md"]
     described = describe_model(trainers[0].model, str(directory)) | {"trained_on": ["msvd"]}
