@@ -152,7 +152,7 @@ def test_unreadable_clips_are_left_out_and_listed(videos, tmp_path, caplog):
 
 
 def test_more_unreadable_clips_than_allowed(videos, tmp_path, capsys):
-    """The run stops with exit code 1 at the shard that exceeds the limit, and finished shards are not written again."""
+    """The run stops with exit code 1 at the shard that exceeds the limit. Finished shards are not written again."""
 
     def written():
         stat = (tmp_path / "out" / "train" / "000000.tar").stat()
