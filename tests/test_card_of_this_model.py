@@ -78,7 +78,7 @@ def test_a_model_from_random_weights(card, run):  # noqa: F811
     text = card(changed(MSVD, model=sizes, data={"corpus": "drifting_letters"}), checkpoint=checkpoint)
     assert "Training started from random weights." in text
     assert limits(text) == [
-        "It was trained only on moving\\_shapes (1,200 videos).".replace("\\", ""),
+        "It was trained only on moving_shapes (1,200 videos).",
         "It sees 1 frame per clip, at 48 x 48 pixels, in patches of 8 x 8 pixels. It misses what happens between "
         "frames, and small details.",
         "Texts are cut off after 32 tokens.",

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction
@@ -177,4 +176,3 @@ def test_all_stages_are_checked_before_any_corpus_is_loaded(tmp_path):
     argv = [str(recipe), *TINY, f"--data_dir={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match="metric_for_best_model='R@1' is not a metric"):
         train_stages(parse_stages(argv))
-    assert torch.is_grad_enabled()

@@ -102,7 +102,10 @@ def test_notebook_is_clean(path):
 def test_imports_of_notebook_exist(path):
     for cell in code_cells(read(path)):
         for node in ast.walk(ast.parse("".join(cell["source"]))):
-            if isinstance(node, ast.ImportFrom) and not node.module.startswith("IPython"):  # every notebook has it
+            if isinstance(node, ast.Import):
+                for item in node.names:
+                    importlib.import_module(item.name)
+            elif isinstance(node, ast.ImportFrom) and not node.module.startswith("IPython"):  # every notebook has it
                 module = importlib.import_module(node.module)
                 assert not [item.name for item in node.names if not hasattr(module, item.name)]
 

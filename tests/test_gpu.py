@@ -21,6 +21,7 @@ FORMS = {
     "decoupled": {},
     "paper": {"region_form": "paper"},
     "queries": {"region_form": "queries", "codebook_size": 0, "token_dim": 8, "phrase_window": 3, "tube_mlp": True},
+    "tracks": {"region_form": "tracks", "codebook_size": 0, "token_dim": 8, "phrase_window": 3},
     "patch_dropout": {"patch_dropout": 0.5},
 }
 
@@ -56,7 +57,7 @@ def steps(model, inputs, count=3, autocast=None):
     return torch.stack(losses).cpu()
 
 
-@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "paper", "queries")])
+@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "paper", "queries", "tracks")])
 def test_outputs_gradients_and_codebook_equal_those_of_the_cpu(options):
     on_cpu = tiny_model(**options).train()
     on_gpu = copy.deepcopy(on_cpu).cuda()
@@ -101,7 +102,7 @@ def test_a_step_does_not_wait_for_the_gpu(options, monkeypatch):
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "queries")])
+@pytest.mark.parametrize("options", [FORMS[name] for name in ("decoupled", "queries", "tracks")])
 def test_compiled_steps_equal_plain_ones(options):
     plain = tiny_model(**options).cuda()
     compiled = copy.deepcopy(plain)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, CLIPTextConfig
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
@@ -195,15 +196,34 @@ def test_the_encoder_learns_through_masks_only_if_they_are_not_detached():
         assert (gradient is not None and bool(gradient.any())) == learns, options
 
 
-@pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
-def test_attention_implementations_agree(options, implementation):
-    videos = clips()
-    model = tiny_video_model(**options)
+@pytest.mark.parametrize("mask", [None, [[1, 1, 1, 0], [1, 1, 1, 1]]], ids=["all_frames", "masked_frames"])
+def test_sdpa_and_eager_attention_agree(options, mask):
+    model, videos = tiny_video_model(**options).double(), clips().double()
+    frame_mask = None if mask is None else torch.tensor(mask)
+    weights = torch.randn(2, 32).double()
+    outputs, gradients = [], []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        outputs.append(model(videos, frame_mask=frame_mask).pooler_output)
+        (outputs[-1] * weights).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    expected, found = gradients
+    total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in expected.items():  # eager attention computes the softmax in float32
+        assert (found[name] - gradient).norm() < 1e-3 * (gradient.norm() + 1e-4 * total), name
+
+
+@pytest.mark.slow
+def test_sdpa_and_flex_attention_agree(options):
+    """On the CPU, PyTorch supports flex attention neither with gradients nor with masks."""
+    model, videos = tiny_video_model(**options), clips()
     with torch.no_grad():
         by_sdpa = model(videos).pooler_output
-        model.set_attn_implementation(implementation)
-        by_other = model(videos).pooler_output
-    torch.testing.assert_close(by_sdpa, by_other, rtol=1e-4, atol=1e-4)
+        model.set_attn_implementation("flex_attention")
+        by_flex = model(videos).pooler_output
+    torch.testing.assert_close(by_sdpa, by_flex, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_weights_on_request():
@@ -711,3 +731,30 @@ def test_the_dual_encoder_compiles():
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(**inputs).logits_per_text, model(**inputs).logits_per_text)
+
+
+# --- Cost ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["decoupled", "paper", "queries", "tracks"])
+def test_the_cost_grows_linearly_with_the_number_of_frames(form):
+    """
+    Each further frame costs the same number of FLOPs, except for two kinds of attention: over time, a patch attends to
+    its position in all frames, and the regions of frames attend to one another.
+    """
+    layers, interaction_layers, width, patches, regions = 2, 1, 32, 16, 3
+    gathers_clips = form in ("queries", "tracks")
+    codes = {"codebook_size": 0} if gathers_clips else {}
+    # Scaled dot product attention is not counted on the CPU.
+    model = tiny_video_model(num_frames=8, region_form=form, interaction_layers=interaction_layers, **codes)
+    model.set_attn_implementation("eager")
+    linear = {}
+    for frames in (2, 4, 8):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(clips(batch=1, frames=frames))
+        pairs = layers * patches * frames**2
+        if not gathers_clips:
+            pairs += interaction_layers * (frames * regions) ** 2
+        # The score of a query and a key takes `width` multiplications and additions, and so does the weighted value.
+        linear[frames] = counter.get_total_flops() - 4 * width * pairs
+    assert linear[8] - linear[4] == 2 * (linear[4] - linear[2]) > 0

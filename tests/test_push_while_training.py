@@ -68,8 +68,7 @@ def test_intermediate_pushes_load_with_remote_code(pushed, video, work):  # noqa
     assert steps
     revision = by_message[steps[0]]
     assert {"modeling_region_learner.py", "config.json", "model.safetensors"} <= repository.commits[revision].keys()
-    jobs = {name: {"source": REPO, "revision": revision} for name, revision in (("step", revision),)}
-    jobs["end"] = {"source": REPO}
+    jobs = {"step": {"source": REPO, "revision": revision}, "end": {"source": REPO}}
     environment = {"HF_ENDPOINT": pushed.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}  # it is private
     results = run_without_package(jobs, work / "remote", video, home=work / "user", **environment)
     embeddings = [results[name][0]["outputs.video_embeds"] for name in ("step", "end")]

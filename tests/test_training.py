@@ -223,9 +223,6 @@ def test_accumulated_gradients_are_divided(rows, processor, tmp_path):
             return dict(seen[-1])
 
     class Trainer(RegionLearnerTrainer):
-        def _clip_grad_norm(self, model):
-            return super()._clip_grad_norm(model)
-
         def training_step(self, model, *args, **kwargs):
             loss = super().training_step(model, *args, **kwargs)
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
