@@ -59,8 +59,10 @@ def test_script_runs(name, tmp_path):
     assert {"device", "cpu", "threads", "python"} <= where.keys()
 
 
-def run_gpu_script(output: Path, *parts: str, **environment: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def run_gpu_script(
+    output: Path, *parts: str, python: Path | str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess:
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "benchmarks/gpu.sh", str(output), *parts],
         env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment,
@@ -127,3 +129,38 @@ def test_operations_of_attention_are_counted(with_mask):
     assert count(lambda: attend().sum().backward()) == (2 + 5) * product
     linear = torch.nn.Linear(width, 4)
     assert count(lambda: linear(attend())) == 2 * product + 2 * batch * heads * queries * width * 4
+
+
+# In place of Python: writes the results and runs that a script would, and prints its arguments.
+STAND_IN = f"""#!/bin/bash
+if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
+echo "$@"
+while (($#)); do
+    if [[ $1 == --json ]]; then echo '{{"rows": []}}' > "$2"; fi
+    if [[ $1 == --output ]]; then mkdir -p "$2/corpus" && touch "$2/shapes_96.jsonl" "$2/corpus/clips.npy"; fi
+    shift
+done
+exit ${{STATUS:-0}}
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_gpu_script_writes_few_files_and_goes_on_after_a_failure(tmp_path, status):
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    work, output = tmp_path / "work", tmp_path / "output"
+    work.mkdir()
+    environment = {"TMPDIR": str(work), "STATUS": str(status)}
+    done = run_gpu_script(output, python=stand_in, **environment)
+    assert done.returncode == (1 if status else 0)
+    parts = ["memory", "eager", "regions", "inference", "recipe", "compiled"]
+    assert {path.name for path in output.iterdir()} == {"results.jsonl", "tests.log", *(f"{x}.log" for x in parts)}
+    lines = (output / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"part": part, "rows": []} for part in parts]
+    done = run_gpu_script(output, "small", python=stand_in, **environment)
+    assert done.returncode == (1 if status else 0)
+    assert len((output / "small.log").read_text().splitlines()) == 2
+    assert (output / "shapes_96.jsonl").exists()
+    assert not any(work.iterdir())
