@@ -318,3 +318,12 @@ def test_a_full_disk_while_a_report_is_written(small_disk, caplog):
         f"could not be written: [Errno 28] No space left on device: '{small_disk / 'unreadable_videos.json'}'"
         in caplog.text
     )
+
+
+def test_without_a_connection_to_the_hub(monkeypatch):
+    def offline(name):
+        raise OSError("We couldn't connect to the Hub.")
+
+    monkeypatch.setattr("region_learner.conversion.dual_encoders.is_dual_encoder", offline)
+    with pytest.raises(OSError, match="`hf download me/mine --local-dir DIR` elsewhere, and give DIR as"):
+        load_checkpoint("me/mine", None)

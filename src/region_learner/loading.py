@@ -323,8 +323,11 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise
+        elsewhere = f"hf download {name} --local-dir DIR"
+        hint = f" Without a connection to the Hub, run `{elsewhere}` elsewhere, and give DIR as the model."
         raise OSError(
             f"{name} is not a local directory{near_file(name)} Downloading it from the Hub failed: {error}"
+            f"{hint if 'connect' in str(error) else ''}"
         ) from error
     is_a = type(model).__name__
     towers = ("region_learner",) if task is not None else ("region_learner", "region_learner_video")
