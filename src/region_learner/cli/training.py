@@ -22,7 +22,7 @@ def demo(
     Train, evaluate and search on a built-in corpus.
 
     Makes the corpus, trains a small model, evaluates and saves it, loads it through AutoModel in a fresh process,
-    searches the clips by text, and writes an HTML page with pictures of the regions. This takes six to ten
+    searches the clips by text, and writes an HTML page with pictures of the regions. This takes six to fifteen
     minutes on two CPU cores.
     """
     from ..demo import run_demo
