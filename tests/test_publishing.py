@@ -914,7 +914,7 @@ def test_a_repository_is_removed_if_the_answer_to_its_creation_is_lost(hub, chec
         ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "does not name the files of the weights"),
         (
             "README.md",
-            b"---\nlicense: mit\n---\n r\xe9sum\xe9",
+            b"---\nlicense: mit\n---\n \xe9",
             "README.md is not encoded in UTF-8 (unexpected end of data",
         ),
         ("README.md", b"\xef\xbb\xbf---\nlicense: mit\n---\n", "README.md starts with a byte order mark"),
