@@ -102,7 +102,9 @@ def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_rows_of_torchcodec(clip_files):  # noqa: F811
-    pytest.importorskip("torchcodec")
+    pytest.importorskip(
+        "torchcodec", reason="torchcodec and FFmpeg are not installed", exc_type=(ImportError, RuntimeError)
+    )
     from torchcodec.decoders import VideoDecoder
 
     row = Dataset.from_dict({"video": clip_files}).cast_column("video", Video())[0]

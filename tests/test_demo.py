@@ -17,8 +17,7 @@ from region_learner.demo import (
 )
 from region_learner.evaluation import retrieval_accuracy
 from region_learner.processing_region_learner import RegionLearnerProcessor
-from region_learner.search import Hit
-from region_learner.search.page import percent
+from region_learner.search import Hit, percent
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_decoding_region_learner import read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor

@@ -11,6 +11,7 @@ from region_learner import VideoIndex
 from region_learner.cli import main
 from region_learner.cli import search as search_commands
 from region_learner.cli.search import _parse_video, given_videos
+from region_learner.search import percent
 
 from .search_toys import make_video, save_checkpoint
 
@@ -67,7 +68,7 @@ def test_index_and_search(run, root, tmp_path):
     expected = VideoIndex.open(index).search("a red square", k=2)
     out, _ = run("search", index, "a red square", "--top", 2)
     for line, hit in zip(out.splitlines(), expected, strict=True):
-        assert line.split()[0] == f"{hit.probability:.0%}"
+        assert line.split()[0] == percent(hit.probability)
         assert line.endswith(hit.path)
     assert f"{expected[0].score:.3f}" in out
 

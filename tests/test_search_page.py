@@ -18,9 +18,9 @@ from PIL import Image
 from region_learner import VideoIndex
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.files import readable
-from region_learner.search import Hit, preview
+from region_learner.search import Hit, percent, preview
 from region_learner.search import page as search_page
-from region_learner.search.page import percent, span, write_search_page
+from region_learner.search.page import span, write_search_page
 from region_learner.search.preview import LONGEST_PREVIEW, strip_of, write_preview
 from region_learner.video_decoding_region_learner import VideoDecodeError, iterate_parts
 
@@ -437,7 +437,7 @@ def test_regions_are_drawn_over_the_frames(tmp_path):
 
 @pytest.mark.parametrize(
     ("probability", "text"),
-    [(0.0, "under 1%"), (0.0099, "under 1%"), (0.014, "1%"), (0.5, "50%"), (0.995, "over 99%")],
+    [(0.0, "<1%"), (0.0099, "<1%"), (0.014, "1%"), (0.5, "50%"), (0.995, ">99%")],
 )
 def test_percent(probability, text):
     assert percent(probability) == text

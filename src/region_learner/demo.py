@@ -24,8 +24,8 @@ from .corpora import load_corpus, make_corpus
 from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
 from .files import write_json
-from .search import NO_MATCH, Hit, VideoIndex, clock
-from .search.page import percent, show_hit
+from .search import NO_MATCH, Hit, VideoIndex, clock, percent
+from .search.page import show_hit
 from .training import parse_arguments, train
 from .video_decoding_region_learner import read_clip
 from .visualization import (

@@ -336,7 +336,7 @@ def _as_json(hit: "Hit") -> dict[str, Any]:
 
 def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
     from ..files import readable
-    from ..search import NO_MATCH, clock
+    from ..search import NO_MATCH, clock, percent
 
     if heading:
         print(f"{name}:")
@@ -346,11 +346,11 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
     if hits[0].probability < NO_MATCH:
         print(
             f"Probably nothing in this index matches: the best hit has a probability of only "
-            f"{hits[0].probability:.1%}.",
+            f"{percent(hits[0].probability)}.",
             file=sys.stderr,
         )
     for hit in hits:
-        print(f"{hit.probability:4.0%} {hit.score:6.3f}  {clock(hit.start, hit.end)}  {readable(hit.path)}")
+        print(f"{percent(hit.probability):>4} {hit.score:6.3f}  {clock(hit.start, hit.end)}  {readable(hit.path)}")
 
 
 def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directory: Path) -> None:

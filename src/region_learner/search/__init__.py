@@ -3,7 +3,7 @@
 from .index import LIKELY, MODEL, NO_MATCH, Hit, VideoIndex
 from .jobs import embed_videos
 from .sources import find_videos
-from .spans import STRIDE, WINDOW, clock
+from .spans import STRIDE, WINDOW, clock, percent
 from .updating import UpdateReport
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "clock",
     "embed_videos",
     "find_videos",
+    "percent",
 ]

@@ -23,7 +23,7 @@ from ..visualization import draw_heat_maps, draw_regions, frame_strip, frames_of
 from ..visualization.page import html_environment
 from .index import LIKELY, NO_MATCH, UNREADABLE, Hit, VideoIndex
 from .preview import strip_of, write_preview
-from .spans import clock
+from .spans import clock, percent
 
 STRIP_FRAMES = 4
 STRIP_HEIGHT = 112  # pixels
@@ -153,13 +153,6 @@ def _with_peak(chosen: list[int], heat: torch.Tensor) -> list[int]:
 def span(hit: Hit) -> str:
     """Returns the times of a hit, such as `00:42-00:52`."""
     return clock(hit.start, hit.end)
-
-
-def percent(probability: float) -> str:
-    """Returns a probability in whole percent, which is never 0 % or 100 %."""
-    if probability < 0.01:
-        return "under 1%"
-    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
 def likelihood(probability: float) -> str:

@@ -141,3 +141,17 @@ def clock(start: float, end: float) -> str:
         return f"{hours}:{minutes}" if hours else minutes
 
     return f"{shown(math.floor(start + _ROUNDING))}-{shown(math.ceil(end - _ROUNDING))}"
+
+
+def percent(probability: float) -> str:
+    """
+    Formats a probability in whole percent. It is never shown as 0% or 100%.
+
+    Example:
+
+        >>> percent(0.914), percent(0.002), percent(0.998)
+        ('91%', '<1%', '>99%')
+    """
+    if probability < 0.01:
+        return "<1%"
+    return ">99%" if probability > 0.99 else f"{probability:.0%}"
