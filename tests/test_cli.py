@@ -92,6 +92,15 @@ def test_every_command_and_option_is_explained(name, capsys, monkeypatch):
     assert all(f"  {option}" in out for option in names_of(COMMANDS[name]))
 
 
+def test_the_help_has_the_defaults_of_the_package(capsys, monkeypatch):
+    from region_learner.search import MODEL, WINDOW
+
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "index", "--help")
+    for default in (MODEL, f"{WINDOW:g}"):
+        assert f"[default: {default}]" in " ".join(out.split())
+
+
 def test_without_a_command_the_help_is_shown_as_an_error(capsys):
     for argv in ([], ["corpus"]):
         code, out, err = run(capsys, *argv)
@@ -116,7 +125,7 @@ def test_help_of_train(capsys):
     for name, path in list_recipes().items():  # one line each
         (line,) = [line for line in ours.splitlines() if line.split()[:1] == [name]]
         assert line.removeprefix(f"  {name}").strip() == recipe_description(path)
-    for wanted in ("--video-tower NAME", "--video-config JSON", "--freeze X ...", "--streaming  ", "--lr-gamma X"):
+    for wanted in ("--video-tower NAME", "--config JSON", "--freeze PREFIX ...", "--streaming  ", "--lr-gamma X"):
         assert f"\n  {wanted}" in ours
     assert "\n  --batch-size N                Pairs per device. Same as --per-device-train-batch-size." in ours
     assert "--adam-beta1" not in ours

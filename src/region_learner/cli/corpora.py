@@ -96,16 +96,16 @@ def prepare(
     retry: Annotated[bool, typer.Option("--retry", help="Retry clips that were left out before.")] = False,
     max_unreadable: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="Share of clips that may be unreadable. Unreadable clips are left out."),
+        typer.Option(metavar="SHARE", help="Maximum share of unreadable clips. Unreadable clips are left out."),
     ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """
-    Re-encode a corpus into small shards for fast training.
+    Re-encode videos to a smaller size, and pack them into shards.
 
-    Frames are scaled down, and key frames become more frequent. To train on the shards, use --corpus webdataset. Run
-    the same command again to resume an interrupted run. The exit code is 1 if more clips are unreadable than
-    --max-unreadable allows.
+    Smaller frames and more frequent key frames make training faster. To train on the shards, use `region-learner train
+    --corpus webdataset`. Run the same command again to resume an interrupted run. The exit code is 1 if more clips are
+    unreadable than --max-unreadable allows.
     """
     from ..corpora import PrepareOptions, UnreadableError, prepare_corpus
     from ..corpora.registry import allows_mirroring
@@ -142,7 +142,13 @@ def features(
     batch_size: BatchSize = 16,
     workers: Workers = None,
     max_unreadable: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of videos that may be unreadable.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Maximum share of unreadable videos; more are an error. Unreadable videos are left out.",
+        ),
     ] = 0.1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing features in DIR/SPLIT.")] = False,
     as_json: AsJson = False,
@@ -150,7 +156,7 @@ def features(
     """
     Compute and store the features of a frozen backbone.
 
-    With --corpus features, you can then train the regions and the text encoder without decoding videos.
+    `region-learner train --corpus features` can then train the regions and the text encoder without decoding videos.
     Run the same command again to resume an interrupted run.
     """
     from ..features import compute_features
@@ -185,7 +191,7 @@ def check(
     timeout: Timeout = 1800,
     memory: Memory = 4,
     max_unreadable: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of videos that may be unreadable.")
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Maximum share of unreadable videos.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:

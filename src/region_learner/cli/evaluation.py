@@ -30,14 +30,15 @@ _Protocol = Annotated[
 ]
 _ListProtocols = Annotated[bool, typer.Option("--list-protocols", help="List the protocols and exit.")]
 _Corpus = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Corpus, if there is no --protocol. By default folder.")
+    str | None, typer.Option(metavar="NAME", help="Corpus, if there is no --protocol.  [default: folder]")
 ]
-_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default test.")]
+_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus.  [default: test]")]
 _Task = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="retrieval (the default), multiple_choice, question_answering, classification, zero_shot or grounding.",
+        help="retrieval, multiple_choice, question_answering, classification, zero_shot or grounding.  "
+        "[default: retrieval]",
     ),
 ]
 _ResultsFile = Annotated[
@@ -49,7 +50,10 @@ _Workers = Annotated[
 ]
 _MaxUnreadable = Annotated[
     float,
-    typer.Option(metavar="SHARE", help="Share of videos that may be unreadable. Unreadable videos are left out."),
+    typer.Option(
+        metavar="SHARE",
+        help="Maximum share of unreadable videos, from 0 to 1; more are an error. Unreadable videos are left out.",
+    ),
 ]
 _NumFrames = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default, as many as the model expects.")
@@ -64,8 +68,9 @@ _Prompts = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Prompts for zero_shot: few, name, original, actions, or a text file with one prompt per line. By "
-        "default few.",
+        help="Prompts for zero_shot: few (three prompts), name (only the name of the class), original (the prompt of "
+        "the reference implementation for HMDB51), actions (16 prompts), or a text file with one prompt per line, "
+        "with {} for the class.  [default: few]",
     ),
 ]
 _DualSoftmax = Annotated[
@@ -79,8 +84,9 @@ _Rerank = Annotated[
     typer.Option(
         min=0,
         metavar="K",
-        help="If the model has token_dim, also report the metrics after re-ranking the best K candidates of each "
-        "query by word-region similarity. By default 100; 0 turns this off.",
+        help="For models that compare words with regions (token_dim in the configuration), also report the metrics "
+        "after re-ranking the best K candidates of each query by word-region similarity. 0 turns this off.  "
+        "[default: 100]",
     ),
 ]
 
@@ -315,7 +321,8 @@ _Query = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Show which parts of the videos match each phrase of this text. Needs a model with token_dim.",
+        help="Show which parts of the videos match each phrase of this text. Needs a model that compares words with "
+        "regions (token_dim in the configuration).",
     ),
 ]
 _CorpusOfObjects = Annotated[
@@ -325,11 +332,11 @@ _CorpusOfObjects = Annotated[
     ),
 ]
 _CorpusBatchSize = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Clips per batch, with --corpus. By default 16.")
+    int | None, typer.Option(min=1, metavar="N", help="Clips per batch, with --corpus.  [default: 16]")
 ]
 _CorpusWorkers = Annotated[
     int | None,
-    typer.Option(min=0, max=1024, metavar="N", help="Processes that decode videos, with --corpus. By default 0."),
+    typer.Option(min=0, max=1024, metavar="N", help="Processes that decode videos, with --corpus.  [default: 0]"),
 ]
 
 
@@ -350,9 +357,9 @@ def regions(
     Show and measure the regions of a model.
 
     For videos, prints how much of a frame each region covers, how much the regions overlap, how sharp, distinct and
-    stable they are, and how many codes are used. With --query, prints which region matches each phrase of a text. With
-    --corpus, prints how well the regions match known objects, compared with other masks. Shares are percentages,
-    averaged over the videos.
+    stable they are, and how many codes of the codebook are used. With --query, prints which region matches each phrase
+    of a text. With --corpus, prints how well the regions match known objects, compared with simple baseline masks.
+    Shares are percentages, averaged over the videos.
     """
     from ..loading import check_checkpoint, check_video
 

@@ -20,8 +20,8 @@ MaxMissing = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Number of videos that may be missing, or a fraction below 1. Missing videos are skipped. By default, "
-        "they are an error.",
+        help="Maximum number of missing videos, or a fraction below 1. Up to this limit, they are skipped; more are "
+        "an error.  [default: 0]",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per batch.")]
@@ -48,7 +48,7 @@ Memory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 # Options that `index` and `embed` share.
-Window = Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of each window. By default 10.")]
+Window = Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of each window.  [default: 10]")]
 Stride = Annotated[
     float | None,
     typer.Option(
@@ -71,8 +71,8 @@ Retry = Annotated[bool, typer.Option("--retry", help="Try unreadable files again
 CorpusInstead = Annotated[
     str | None, typer.Option(metavar="NAME", help="Use the videos of this corpus instead of VIDEOS.")
 ]
-SplitOfCorpus = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus. By default train.")]
-IndexDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index. Required.")]
+SplitOfCorpus = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the corpus.  [default: train]")]
+IndexDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the index.  [required]")]
 
 
 def mapping(option: str, text: str | None) -> dict[str, Any]:

@@ -35,12 +35,14 @@ def embed(
     model: Model,
     videos: Annotated[
         list[str] | None,
-        typer.Argument(metavar="VIDEOS", help="Folders, files, shards or lists, as for `region-learner index`."),
+        typer.Argument(metavar="VIDEOS", help="Folders, files, .tar shards or lists, as for `region-learner index`."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the parts. Required.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory for the parts.  [required]")] = None,
     shard: Annotated[
         str,
-        typer.Option(metavar="I/N", help="Embed only shard I of N equal shards of the videos. I is counted from 0."),
+        typer.Option(
+            metavar="I/N", help="Embed only every N-th video, starting with number I, which is counted from 0."
+        ),
     ] = "0/1",
     window: Window = None,
     stride: Stride = None,
@@ -56,11 +58,11 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """
-    Embed one shard of the videos into Parquet files.
+    Embed videos, or a share of them, into Parquet files.
 
-    Run it as jobs on many machines, one per shard. `region-learner index --index DIR --from-embeddings PARTS` then
-    joins the files, called parts, into an index. Run the same command again to embed new and changed videos, or to
-    resume an interrupted run.
+    With --shard, several machines can each embed a share of the videos. `region-learner index --index DIR
+    --from-embeddings PARTS` then joins the Parquet files, called parts, into an index. Run the same command again to
+    embed new and changed videos, or to resume an interrupted run.
     """
     if output is None:
         raise ValueError("--output DIR is missing: name a directory for the parts")
@@ -111,18 +113,18 @@ def index_parts(directory: Path, parts: list[Path]) -> "UpdateReport":
 def index_export(
     index: IndexDir = None,
     to: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="parquet, lance (LanceDB) or qdrant. Required.")
+        str | None, typer.Option(metavar="FORMAT", help="parquet, lance (LanceDB) or qdrant.  [required]")
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             metavar="WHERE",
             help="Where to write: a directory (Parquet, LanceDB, or Qdrant's local mode), or the address of a LanceDB "
-            "database or of a Qdrant server, whose key is read from QDRANT_API_KEY. Required.",
+            "database or of a Qdrant server, whose key is read from QDRANT_API_KEY.  [required]",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the table or collection. By default videos.")
+        str | None, typer.Option(metavar="NAME", help="Name of the table or collection.  [default: videos]")
     ] = None,
 ) -> None:
     """

@@ -54,7 +54,7 @@ def index(
         typer.Option(
             metavar="MODEL",
             help="Model of a new index: a RegionLearner, CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, as a "
-            "directory or a Hub name. By default, SigLIP 2 base.",
+            "directory or a Hub name.  [default: google/siglip2-base-patch16-224]",
         ),
     ] = None,
     window: Window = None,
@@ -228,7 +228,7 @@ def print_unreadable(report: "UpdateReport") -> None:
 def search(
     index: _Index,
     queries: Annotated[
-        list[str] | None, typer.Argument(metavar="WORDS", help="What to look for. Put each query in quotes.")
+        list[str] | None, typer.Argument(metavar="QUERY", help="Text queries. Put each one in quotes.")
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Search with an image. May be repeated.")
@@ -260,7 +260,7 @@ def search(
     """
     Search an index by text, image or video.
 
-    For each hit, prints the probability that it is right, its score, its start and end, and its video.
+    For each hit, prints the probability that it matches the query, its score, its start and end, and its video.
     """
     wanted: list[tuple[str, dict[str, Any]]] = [(words, {"text": words}) for words in queries or ()]
     for path in image or ():
@@ -380,7 +380,8 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
 def app(
     index: _Index,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on. 0.0.0.0 accepts other machines.")
+        str,
+        typer.Option(metavar="ADDRESS", help="Address to listen on. 0.0.0.0 allows connections from other machines."),
     ] = "127.0.0.1",
     port: Annotated[
         int | None,

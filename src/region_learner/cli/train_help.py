@@ -28,7 +28,7 @@ Usage: region-learner train [RECIPE] [OPTIONS]
 
 _GENERAL = {
     "--json": "Print the result as JSON.",
-    "--help": "Show this message and exit.",
+    "-h, --help": "Show this message and exit.",
     "--help-all": "Also list all options of transformers.TrainingArguments, and exit.",
 }
 
@@ -67,6 +67,17 @@ OF_TRANSFORMERS = {
 }
 
 
+# Placeholders of options of this package whose type does not say what their value is.
+_VALUES = {
+    "corpora": "JSON",
+    "data_dir": "DIR",
+    "data_dirs": "CORPUS=DIR ...",
+    "freeze": "PREFIX ...",
+    "max_missing": "N",
+    "max_unreadable": "SHARE",
+}
+
+
 def train_help(everything: bool = False) -> str:
     """Returns the help of `train`, with all options of transformers if `everything`."""
     recipes = "".join(f"  {name:22}{recipe_description(path)}\n" for name, path in list_recipes().items())
@@ -90,11 +101,14 @@ def _value_and_help(item: Field, cls: type) -> tuple[str, str]:
     """Returns a placeholder for the value of an option, such as `N`, and its help."""
     kind = str(cls.__annotations__[item.name])  # `item.type` is changed by HfArgumentParser
     kinds = {"list": "X ...", "dict": "JSON", "bool": "", "int": "N", "float": "X"}
-    value = next((value for word, value in kinds.items() if re.search(rf"\b{word}\b", kind)), "NAME")
+    value = _VALUES.get(item.name) or next(
+        (value for word, value in kinds.items() if re.search(rf"\b{word}\b", kind)), "NAME"
+    )
     text = " ".join(str(item.metadata.get("help", "")).split())
     default = item.default_factory() if item.default_factory is not MISSING else item.default
-    if default not in (None, MISSING, False, "", [], {}) and "default" not in text:
-        text += f"  [default: {default}]"
+    is_given = default not in (None, MISSING, "", [], {}) and default is not False
+    if is_given and "default" not in text:
+        text += f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
     return value, text
 
 
@@ -102,7 +116,8 @@ def _option(name: str, value: str, text: str) -> tuple[str, str]:
     spelt = f"--{name.replace('_', '-')}"
     for short, full in SHORT_NAMES.items():
         if name == full:
-            spelt, text = f"--{short.replace('_', '-')}", f"{text} Same as {spelt}."
+            text, default = re.fullmatch(r"(.*?)(  \[default: .*\])?", text).groups("")
+            spelt, text = f"--{short.replace('_', '-')}", f"{text} Same as {spelt}.{default}"
     return f"{spelt} {value}".rstrip(), text
 
 

@@ -21,9 +21,9 @@ def demo(
     """
     Train, evaluate and search on a built-in corpus.
 
-    Makes the corpus, trains a small model, evaluates and saves it, loads it through AutoModel in a fresh process,
-    searches the clips by text, and writes an HTML page with pictures of the regions. This takes six to fifteen
-    minutes on two CPU cores.
+    Makes the corpus, trains and evaluates a small model, joins test clips into longer videos, indexes and searches
+    these videos, loads the checkpoint in a process without this package, and writes an HTML page of the search
+    results. This takes six to fifteen minutes on two CPU cores.
     """
     from ..demo import run_demo
 

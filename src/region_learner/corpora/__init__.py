@@ -2,8 +2,8 @@
 
 Missing, damaged or invalid data raises a `CorpusError`: one line that says what is wrong, where, and what to do.
 
-Each benchmark has a file with a function `load_NAME(data_dir, split, *, options)`, which is listed in `registry.py`.
-The first line of its docstring describes the format; its keyword-only parameters are its options.
+Each benchmark has a file with a function `load_NAME(data_dir, split, *, option=default, ...)`, which is listed in
+`registry.py`. The first line of its docstring describes the format; its keyword-only parameters are its options.
 """
 
 from .base import CorpusError

@@ -131,7 +131,10 @@ class ModelArguments:
     max_answers: int = argument(
         "For question answering: number of the most frequent answers that a new head chooses from.", 1500
     )
-    lora: JsonMapping = argument("Train LoRA adapters: fields of peft.LoraConfig and `towers`, as JSON.")
+    lora: JsonMapping = argument(
+        "Train LoRA adapters. JSON with fields of peft.LoraConfig and, optionally, `towers`: a list of video_model "
+        "and text_model, by default both."
+    )
     frame_fill: str = argument(f"How to fill temporal positions that a checkpoint lacks: {', '.join(FILLS)}.", "zeros")
     tokenizer: str | None = argument(
         "Tokenizer of a new model: a directory or a Hub name, or 'train' to train one on the captions."
@@ -202,7 +205,8 @@ class DataArguments:
     streaming: bool = argument("Read the training corpus as a stream of shards. Needs --max-steps.", False)
     shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
-        "Number of videos that may be missing, or a fraction below 1. Missing ones are skipped, and listed in a file.",
+        "Maximum number of missing videos, or a fraction below 1. Up to this limit, they are skipped, and listed in "
+        "missing_videos_SPLIT.txt in the output directory; more are an error.",
         0.0,
     )
     max_train_videos: int | None = argument("Use only the first N rows of each training corpus.")
@@ -245,7 +249,8 @@ class OwnTrainingArguments:
     """The arguments that [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
-        "Share of videos that may be unreadable. Each is reported, and another video is substituted.", 0.1
+        "Maximum share of unreadable videos; more are an error. Each is reported, and another video is substituted.",
+        0.1,
     )
     mix: str = argument(
         "How to mix several corpora: 'alternate' takes a batch from each in turn, 'weighted' draws by their weights.",
@@ -263,7 +268,8 @@ class OwnTrainingArguments:
     video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
     text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(
-        "Layer-wise decay: factor of the learning rate per block between a parameter and the output of its tower."
+        "Layer-wise learning rate decay: each block has this factor times the learning rate of the block after it, so "
+        "blocks near the input learn slowest."
     )
     freeze: list[str] = argument(
         "Parameters to freeze, by prefixes of their names: text_model ...",
