@@ -229,7 +229,8 @@ def check_training(argv: list[str], names: set[str]):
     ]
     if {"--help", "--help-all"} & set(argv):
         return
-    for model, data, arguments in parse_stages(argv):
+    on_cpu = {"use_cpu": True} if "--bf16" in argv else {}  # without a GPU, bf16 is refused otherwise
+    for model, data, arguments in parse_stages(argv, **on_cpu):
         corpora = {data.corpus, *(entry["corpus"] for entry in data.corpora or ())}
         assert corpora <= {*list_corpora(), *names}, argv
         assert (model.config or {}).get("loss", "infonce") in {*LOSSES, *names}, argv
@@ -348,11 +349,12 @@ def test_commands_in_sentences_parse(parsed):
 
 @cache
 def known_options() -> set[str]:
-    """Returns the options of all commands, of training, and of the scripts of the repository."""
+    """Returns the options of all commands, of training, of `accelerate launch`, and of the repository's scripts."""
     known = {option for command in commands().values() for item in command.params for option in item.opts}
     known |= {option for command in commands().values() for item in command.params for option in item.secondary_opts}
     known |= {f"--{name.replace('_', '-')}" for name in (*_NAMES, *SHORT_NAMES)}
     known |= {"--help", "--help-all", "--version", "--json"}
+    known |= set(launch_command_parser()._option_string_actions)
     scripts = [path for folder in ("benchmarks", "experiments", "examples") for path in (ROOT / folder).rglob("*.py")]
     for script in (*scripts, ROOT / "tests" / "conftest.py"):
         known |= set(re.findall(r'"(--[a-z][\w-]*)"', script.read_text(encoding="utf-8")))

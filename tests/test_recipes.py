@@ -539,6 +539,24 @@ def test_a_single_item_becomes_a_list(tmp_path):
     assert (training.lr_milestones, training.freeze, training.learning_rate) == ([0.6], ["text_model"], 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"protocol": "1k-A"}),
+        (["--corpus=msrvtt", '--corpus-options={"video_dir": "here"}'], {"protocol": "1k-A", "video_dir": "here"}),
+        (["--corpus=webdataset"], {}),
+        (["--corpus=webdataset", '--corpus-options={"shards": "a*"}'], {"shards": "a*"}),
+        (["--corpus=webdataset", "--corpus-options=none"], {}),
+    ],
+)
+def test_another_corpus_does_not_get_the_options_of_the_recipes_corpus(given, expected, caplog):
+    caplog.set_level("INFO")
+    _, data, _ = parse_arguments(["finetune_msrvtt", "--model=x", *given])
+    assert data.corpus_options == expected
+    removed = 'corpus_options.protocol "1k-A" -> default' in caplog.text
+    assert removed == (given[:1] == ["--corpus=webdataset"] and "--corpus-options=none" not in given)
+
+
 def test_data_dirs():
     _, data, _ = parse_arguments(["pretrain_cc3m_webvid", "--data_dirs", "webvid=/a=b", "cc3m=there"])
     assert [entry["data_dir"] for entry in data.corpora] == ["there", "/a=b"]

@@ -338,7 +338,7 @@ def test_negative_captions_of_rows_with_the_same_file_are_merged(rows, tmp_path)
 
 
 def test_training_with_negative_captions(processor, rows, tmp_path):
-    """Negative captions change the loss, and gradient caching, which splits them into chunks, gives the same loss."""
+    """Negative captions change the loss, and cached gradients, which split them into chunks, give the same loss."""
     wrong = [row | {"negative_captions": [f"not {row['captions'][0]}"] if n % 3 else []} for n, row in enumerate(rows)]
     losses = []
     for name, given, options in [

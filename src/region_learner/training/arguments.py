@@ -258,7 +258,7 @@ class OwnTrainingArguments:
     )
     samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
     gradient_cache_chunk: int | None = argument(
-        "Gradient caching (GradCache): embed this many pairs at a time, with the loss over the whole batch.",
+        "Cached gradients (GradCache): embed this many pairs at a time, with the loss over the whole batch.",
     )
     lr_milestones: list[float] = argument(
         "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ...",

@@ -44,7 +44,8 @@ class _Parser(HfArgumentParser):
 def parse_arguments(argv: Sequence[str] | None = None, **overrides: Any) -> Arguments:
     """
     Returns the arguments of a run from `[RECIPE] [--name value ...]`. The command line overrides the recipe, and
-    `overrides` override both. Mappings are merged key by key, and null removes a key of the recipe.
+    `overrides` override both. Mappings are merged key by key, and null removes a key of the recipe. If another corpus
+    is given than that of the recipe, the recipe's `corpus_options` are removed.
 
     Args:
         argv: the command line. The default is that of this process.
@@ -83,6 +84,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         of_recipe = _merge_arguments(recipe, stage)
         parser.set_defaults(**of_recipe)
         given = _given(parser, argv) | overrides
+        given |= _without_options_of_another_corpus(of_recipe, given)
         merged = _merge_arguments(of_recipe, given)
         values = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
         changes |= dict.fromkeys(_changes_in_recipe(parser, of_recipe, given, values))
@@ -144,6 +146,15 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_NAMES, unset)))
     return {name: value for name, value in vars(namespace).items() if value is not unset}
+
+
+def _without_options_of_another_corpus(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the given options of the corpus, with null for those that a recipe sets for another corpus."""
+    of_recipe, own = (_as_mapping("corpus_options", some.get("corpus_options")) for some in (recipe, given))
+    corpus = recipe.get("corpus", DataArguments.corpus)
+    if given.get("corpus", corpus) == corpus or not isinstance(of_recipe, dict) or isinstance(own, str):
+        return {}
+    return {"corpus_options": dict.fromkeys(of_recipe) | (own or {})}
 
 
 def _set_paths(values: dict[str, Any], number: int, is_last: bool) -> None:

@@ -302,8 +302,8 @@ def check_for_model(args: RegionLearnerTrainingArguments, model: Any, is_fsdp: b
     quantizer = model.quantizer
     if quantizer is not None and quantizer.mode == "original" and not (quantizer.frozen or quantizer.is_unsaved):
         raise ValueError(
-            'codebook_mode="original" assigns codes after updating them with the whole batch, which gradient caching '
-            'never sees at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
+            'codebook_mode="original" assigns codes after updating them with the whole batch, which cached gradients '
+            'never have at once: set codebook_mode="ema", or leave out gradient_cache_chunk.'
         )
 
 
