@@ -1,5 +1,5 @@
 """
-Writes the tables of docs/evidence.md, and its figures, from the recorded runs.
+Rewrites the tables of docs/evidence.md, and its figures, from the recorded runs.
 
     python -m experiments.render
 
@@ -7,8 +7,9 @@ Each table is between `<!-- table: WORDS -->` and `<!-- end of table -->`, where
 region masks are only redrawn if `runs/masks`, which is not under version control, exists.
 """
 
+import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,12 @@ def render(document: str) -> str:
     return re.sub(pattern, table, document, flags=re.DOTALL)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(
+        prog="python -m experiments.render",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
     DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     for setting, table in (("shapes", "main"), ("letters", "second_corpus")):
         draw(RUNS, setting, table, _entries(setting, table), FIGURES)

@@ -117,6 +117,13 @@ def test_the_evidence_is_rendered_from_the_recorded_runs():
     assert render.render(changed) == document
 
 
+def test_help_of_render_writes_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(render, "DOCUMENT", None)  # any use is an error
+    with pytest.raises(SystemExit, match="0"):
+        render.main(["--help"])
+    assert "docs/evidence.md" in capsys.readouterr().out
+
+
 # One run
 
 
