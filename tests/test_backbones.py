@@ -185,8 +185,12 @@ def close(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "regions",
-    [{}, {"region_form": "decoupled", **REGIONS}, {"region_form": "queries", **REGIONS}],
-    ids=["alone", "with_regions", "with_queries"],
+    [
+        {},
+        {"region_form": "decoupled", **REGIONS},
+        {"region_form": "queries", **REGIONS, "token_dim": 8, "phrase_window": 3, "tube_mlp": True},
+    ],
+    ids=["alone", "with_regions", "with_queries_phrases_and_tubes"],
 )
 def test_embeddings_match_the_original(checkpoints, family, regions, tmp_path):
     folder, original = checkpoints(family)
@@ -282,6 +286,57 @@ def test_regions_are_added_to_a_saved_model(checkpoints, tmp_path):
     close(outputs.video_embeds, plain(pixel_values_videos=clip).video_embeds)
     model, _ = build_model(ModelArguments(model=str(tmp_path)))
     assert model.config.video_config.num_regions == 0
+
+
+@torch.no_grad()
+def test_phrases_and_tubes_are_added_to_a_saved_model(checkpoints, tmp_path):
+    """They have no influence at first, and those that the checkpoint has are kept."""
+    plain = from_pretrained_towers(checkpoints("clip")[0])
+    plain.save_pretrained(tmp_path / "plain")
+    processor = processor_from_towers(checkpoints("clip")[0])
+    processor.save_pretrained(tmp_path / "plain")
+    images = [picture(seed) for seed in range(2)]
+    added = {"phrase_window": 3, "tube_mlp": True}
+    model, _ = build_model(ModelArguments(model=str(tmp_path / "plain"), config=added))
+    for ours, expected in zip(our_embeddings(model, processor, images), our_embeddings(plain, processor, images)):
+        close(ours, expected, 0)
+    for part in (model.phrase_mlp, model.tube_mlp.mlp):
+        part.fc2.weight.normal_()
+    model.save_pretrained(tmp_path / "trained")
+    processor.save_pretrained(tmp_path / "trained")
+    again, _ = build_model(ModelArguments(model=str(tmp_path / "trained"), config=added))
+    three = [our_embeddings(one, processor, images) for one in (again, model, plain)]
+    for ours, expected, before in zip(*three):
+        close(ours, expected, 0)
+        assert not torch.allclose(ours, before, atol=0.01)
+
+
+@pytest.mark.parametrize("form", ["queries", "tracks"])
+def test_the_option_for_regions_of_whole_clips(form, checkpoints, tmp_path):
+    """
+    If `--region-form` adds regions, it sets the fields with which they were developed, unless they are given. If the
+    model has regions, it changes nothing else.
+    """
+    heads = {"interaction_heads": 4}
+    developed = {"codebook_size": 0, "num_regions": 12, "interaction_layers": 0, "video_pooling": "cls_patch_max"}
+
+    def fields_of(source, video_config):
+        options = ModelArguments(
+            model=str(source), region_form=form, video_config=heads | video_config, config={"token_dim": 8}
+        )
+        model, _ = build_model(options)
+        return model, {name: getattr(model.config.video_config, name) for name in developed}
+
+    clip = checkpoints("clip")[0]
+    from_pretrained_towers(clip).save_pretrained(tmp_path / "plain")
+    processor_from_towers(clip).save_pretrained(tmp_path / "plain")
+    for source in (clip, tmp_path / "plain"):
+        assert fields_of(source, {})[1] == developed
+    model, found = fields_of(clip, {"num_regions": 5, "video_pooling": "cls_max"})
+    assert found == developed | {"num_regions": 5, "video_pooling": "cls_max"}
+    model.save_pretrained(tmp_path / "five")
+    processor_from_towers(clip).save_pretrained(tmp_path / "five")
+    assert fields_of(tmp_path / "five", {})[1] == found
 
 
 # The commands

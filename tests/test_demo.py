@@ -84,7 +84,7 @@ def test_search_and_page(tmp_path, monkeypatch, options):
     assert pictures
     assert {picture.size for picture in pictures} == {first.strip.size}
     text = render_page(page)
-    assert ("orange shows where" in text) == bool(options)
+    assert ("orange shows which part" in text) == bool(options)
     assert ("Region 1</li>" in text) != bool(options)
     assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text

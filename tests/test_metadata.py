@@ -244,13 +244,13 @@ def test_the_id_0_is_an_id(tmp_path, form):
 
 @FORMS
 def test_ids_that_became_decimal_numbers(tmp_path, form):
-    """Pandas turns integers into decimal numbers if one is missing."""
+    """Pandas turns integers into floats if one is missing."""
     frame = pd.DataFrame({"file_name": ["a.mp4", "b.mp4"], "text": "x", "video_id": [12, None]})
     rows = frame.to_dict("records") if form == "csv" else frame.iloc[:1].to_dict("records")
     write(tmp_path, form, rows)
     number = {"csv": "line 2", "jsonl": "line 1", "parquet": "row 1"}[form]
     assert f"metadata.{form}, {number}: " in (message := refusal(tmp_path))
-    assert "integers in a column with missing values become decimals: write ids as strings" in message
+    assert "integers in a column with missing values become floats: write ids as strings" in message
 
 
 def test_ids_that_are_decimal_numbers(tmp_path):
@@ -265,11 +265,11 @@ def test_ids_of_shards_and_benchmarks(tmp_path, caplog):
     for key, content in contents.items():
         members += [(f"{key}.mp4", b"v"), (f"{key}.json", json.dumps(content | {"caption": "x"}).encode())]
     write_shard(tmp_path / "0.tar", members)
-    with pytest.raises(CorpusError, match=r"member 'b.json': video_id is the decimal number 12.0; integers in"):
+    with pytest.raises(CorpusError, match=r"member 'b.json': video_id is the float 12.0; integers in"):
         load_corpus("webdataset", tmp_path)
     assert load_corpus("webdataset", tmp_path, damaged="skip")["video_id"][:] == ["0"]
     (tmp_path / "train.csv").write_text("videoid,name\n12.0,one\n13.0,two\n")
-    with pytest.raises(CorpusError, match=r"all values of videoid are decimal numbers, such as '12.0'"):
+    with pytest.raises(CorpusError, match=r"all values of videoid are floats, such as '12.0'"):
         load_corpus("webvid", tmp_path)
     (tmp_path / "cc3m" / "train" / "00000").mkdir(parents=True)
     table = pa.table({"key": [12], "caption": ["x"], "status": ["success"]})

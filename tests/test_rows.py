@@ -49,7 +49,7 @@ BAD = [
     ({"captions": "a\ud800"}, "captions has an unpaired surrogate"),
     ({"video_id": None}, "video_id is missing or blank"),
     ({"video_id": " "}, "video_id is missing or blank"),
-    ({"video_id": 12.0}, "video_id is the decimal number 12.0; .* write ids as strings"),
+    ({"video_id": 12.0}, "video_id is the float 12.0; .* write ids as strings"),
     ({"video_id": float("nan")}, "video_id is missing or blank"),
     ({"video_id": True}, "video_id must be a string or an integer, not True"),
     ({"video": None}, r"\(video_id '.*'\): video is missing or blank"),

@@ -469,7 +469,7 @@ def test_the_page_shows_where_words_are(made, videos, tmp_path):
     index, _ = made
     hits = index.search("a <red> square moves left", k=2, regions=True)
     page = write_search_page(tmp_path / "page.html", index, [("a <red> square", hits)]).read_text()
-    assert "orange shows where the model finds the query" in page
+    assert "orange shows which part of them matches the query" in page
     assert "do not depend on the query" not in page
     assert page.count('alt="Frames of the span with a heat map of ') == sum(len(hit.phrases) for hit in hits)
     assert 'heat map of a &lt;red&gt; square moves left"' in page

@@ -305,8 +305,9 @@ def assert_same_as_clip(model: RegionLearnerModel, clip, inputs: dict[str, torch
 
 
 @torch.no_grad()
-def test_one_call_reproduces_a_clip(clip, tmp_path):
-    model = from_pretrained_towers(clip.path, clip.path, **NO_REGIONS)
+@pytest.mark.parametrize("added", [{}, {"phrase_window": 3, "tube_mlp": True}], ids=["alone", "phrases_and_tubes"])
+def test_one_call_reproduces_a_clip(clip, tmp_path, added):
+    model = from_pretrained_towers(clip.path, clip.path, **NO_REGIONS, **added)
     config = model.config
     assert (config.projection_dim, config.projection_bias, config.text_projection_relu) == (24, False, False)
     assert (config.learn_temperature, config.resolved.text_pooling) == (True, "eos")

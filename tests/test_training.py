@@ -509,5 +509,5 @@ def test_the_demo_runs(tmp_path, capsys, monkeypatch):
     assert "loaded RegionLearnerModel and RegionLearnerProcessor from transformers_modules" in printed
     assert "chance (8 videos)" in printed
     assert page.count("<svg") >= 1
-    assert "orange shows where the model finds the query" in page
+    assert "orange shows which part of them matches the query" in page
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()

@@ -110,7 +110,8 @@ def _check_file(path: Path) -> None:
 
 def load_model(auto_class: Any, name: str, **options) -> Any:
     """
-    Returns the model `auto_class.from_pretrained(name, **options)`, whose towers are complete and finite.
+    Returns the model `auto_class.from_pretrained(name, **options)`, whose towers are complete and finite. Phrases and
+    tubes that the checkpoint lacks have no influence at first.
 
     Args:
         auto_class: a model class, or one of the Auto classes.
@@ -128,6 +129,9 @@ def load_model(auto_class: Any, name: str, **options) -> Any:
             f"{', ...' * (len(missing) > 3)}), which would be random: use a checkpoint of this version of the model, "
             "and do not change the sizes of its towers."
         )
+    for part, module in getattr(model, "added_parts", dict)().items():
+        if f"{part}.fc2.weight" in info["missing_keys"]:
+            module.start_as_zero()
     return model
 
 

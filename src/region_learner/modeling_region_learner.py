@@ -419,6 +419,12 @@ class RegionLearnerMaxMLP(nn.Module):
         """Returns a vector (..., out_width) of the `tokens` (..., n, width) where `mask` (..., n) is True."""
         return self.fc2(_masked_max(F.gelu(self.fc1(self.norm(tokens))), mask))
 
+    @torch.no_grad()
+    def start_as_zero(self) -> None:
+        """Sets the last layer to zero: added to a trained model, this part has no influence at first."""
+        self.fc2.weight.zero_()
+        self.fc2.bias.zero_()
+
 
 class RegionLearnerTubeMLP(nn.Module):
     """
@@ -2035,6 +2041,11 @@ class RegionLearnerTwoTowerModel(RegionLearnerPreTrainedModel):
             self.phrase_mlp = RegionLearnerMaxMLP(config.text_config.hidden_size, dim)
         if config.tube_mlp:
             self.tube_mlp = RegionLearnerTubeMLP(config.video_config.hidden_size, dim)
+
+    def added_parts(self) -> dict[str, RegionLearnerMaxMLP]:
+        """Returns the parts, by name, whose outputs are added to an embedding. They are not in the original."""
+        parts = {"phrase_mlp": self.phrase_mlp, "tube_mlp.mlp": None if self.tube_mlp is None else self.tube_mlp.mlp}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

@@ -1,5 +1,5 @@
 """
-Defines where a clip shows a phrase, for both metrics (`evaluation`) and pictures.
+Defines which part of a clip matches a phrase, for both metrics (`evaluation`) and pictures.
 
 **Which region.** A model with `token_dim` embeds each word of a text and each region of a clip. The similarity of a
 phrase and a region is the mean of the cosines of its words with the region, weighted by `text_token_weights`. The
@@ -7,12 +7,13 @@ region with the highest similarity is the one that the phrase finds.
 
 **Which heat map.** The heat map of a region is the weight that it gives to each position of each frame (see
 `region_masks`). A region of the whole clip has weights in all frames; a region of one frame has 0 in all others. A
-model without regions compares words with single patches. A phrase can then be in all similar patches, not only in the
+model without regions compares words with single patches. A phrase can then match all similar patches, not only the
 best one, so its heat map consists of the similarities themselves, with 0 in place of negative ones, which mean that
 something else is there.
 
-**Which positions.** A phrase is at the positions above Otsu's threshold of the heat map over all frames of the clip
-together, because it may be visible in only some of them. Heat maps are enlarged frame by frame.
+**Which positions.** A phrase matches the *area* of its heat map: the positions above Otsu's threshold, over all frames
+of the clip together, because what the phrase means may be visible in only some of them. Heat maps are enlarged
+frame by frame.
 """
 
 import logging
@@ -41,7 +42,7 @@ _LEAST_WEIGHT = 0.2
 @dataclass(frozen=True)
 class PhraseMatch:
     """
-    Where a clip shows a phrase.
+    The part of a clip that matches a phrase.
 
     Args:
         text: the phrase.
@@ -63,7 +64,7 @@ class PhraseMatch:
     @property
     def peak(self) -> tuple[int, float, float] | None:
         """The peak of the heat map: the frame, counted from 0, and the position in it from the left and from the top,
-        as shares of the width and height. None if the phrase is nowhere."""
+        as shares of the width and height. None if the heat map is 0 everywhere."""
         if not self.heat_map.any():
             return None
         _, height, width = self.heat_map.shape
@@ -89,7 +90,7 @@ def find_phrases(
     model, processor, pixel_values_videos: torch.Tensor, text: str, spans: Sequence[Span] | None = None
 ) -> list[PhraseMatch]:
     """
-    Returns where a clip shows each phrase of a text.
+    Returns which part of a clip matches each phrase of a text.
 
     Args:
         model: a dual encoder with `token_dim`.
@@ -128,7 +129,7 @@ class EmbeddedPairs:
     outputs: Any
 
     def find(self, row: int, spans: Sequence[Span]) -> list[PhraseMatch]:
-        """Returns where the clip of a pair shows each phrase of its text."""
+        """Returns which part of the clip of a pair matches each phrase of its text."""
         text, outputs = self.texts[row], self.outputs
         words, weights = outputs.text_token_embeds[row].float(), outputs.text_token_weights[row].float()
         cosines = words @ outputs.video_token_embeds[row].float().T  # (L, n)
@@ -206,9 +207,10 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
 
 def find_words(model, processor, pixel_values_videos: torch.Tensor, text: str) -> list[PhraseMatch]:
     """
-    Returns where a clip shows a text as a whole, and then each of its phrases. A phrase consists of neighboring words,
-    without punctuation between them, that find the same region, or patches that touch. Words with hardly any weight
-    are left out. If the text is too long, a warning names the words that the model does not read.
+    Returns which part of a clip matches a text as a whole, and then which part matches each of its phrases. A phrase
+    consists of neighboring words, without punctuation between them, that find the same region, or patches that touch.
+    Words with hardly any weight are left out. If the text is too long, a warning names the words that the model does
+    not read.
 
     Args:
         model, processor, pixel_values_videos, text: as in [`find_phrases`].
@@ -258,7 +260,7 @@ def _one_clip(pixel_values_videos: torch.Tensor) -> torch.Tensor:
 
 def phrase_focus(heat_maps: torch.Tensor) -> RegionFocus:
     """
-    Returns which positions heat maps (P, T, h, w) point at, by a threshold over all frames of the clip.
+    Returns heat maps (P, T, h, w) with the threshold that bounds the area of each, over all frames of the clip.
 
     Returns:
         Values and thresholds (P, T, h, w) and (P, 1, 1, 1), of which `areas(size)` are (P, T, height, width).

@@ -91,6 +91,8 @@ def test_regions(run):
     for name in ("regions.png", "phrases.png"):
         with Image.open(name) as picture:
             assert picture.width > 300
-    plain, regions = (json.loads(Path(f"runs/{name}-0/results.json").read_text()) for name in ("plain", "regions"))
-    assert plain["test"].keys() == regions["test"].keys()
+    names = ("plain", "phrases", "regions")
+    plain, phrases, regions = (json.loads(Path(f"runs/{name}-0/results.json").read_text()) for name in names)
+    assert plain["test"].keys() == phrases["test"].keys() == regions["test"].keys() - {"reranked"}
+    assert "rr_t2v_R@1" in regions["test"]["reranked"]
     run_python("regions_on_your_data.md")

@@ -113,7 +113,7 @@ def evaluate(
     Evaluate a checkpoint on a benchmark or on your own videos.
 
     The tasks are retrieval in both directions, multiple choice, question answering, action recognition with a
-    classifier (classification) or with prompts (zero_shot), and finding phrases in the frames (grounding).
+    classifier (classification) or with prompts (zero_shot), and finding the objects that phrases name (grounding).
     """
     if list_protocols:
         _print_protocols(as_json)
@@ -306,13 +306,17 @@ _Picture = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Also save an image of the regions, codes and masks or, with --query, of where its phrases are found. "
-        "For several videos, each image has the number and name of its video in its file name.",
+        help="Also save a picture of the regions, codes and masks. With --query, the picture shows which parts of the "
+        "frames match each phrase of the query. For several videos, each picture has the number and name of its video "
+        "in its file name.",
     ),
 ]
 _Query = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Find each phrase of this text in the videos. Needs a model with token_dim."),
+    typer.Option(
+        metavar="TEXT",
+        help="Show which parts of the videos match each phrase of this text. Needs a model with token_dim.",
+    ),
 ]
 _CorpusOfObjects = Annotated[
     str | None,
@@ -446,7 +450,7 @@ def _picture_files(output: Path | None, videos: list[str]) -> dict[str, Path]:
 
 
 def _print_phrases(model: str, videos: list[str], query: str, output: Path | None, as_json: bool) -> None:
-    """Prints where the phrases of a text are in videos, and draws them."""
+    """Prints which parts of videos match the phrases of a text, and draws these parts."""
     from ..evaluation import draw_phrases
     from ..files import naming
     from ..phrase_maps import find_words

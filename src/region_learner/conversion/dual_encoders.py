@@ -78,8 +78,8 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
     """
     Returns a dual encoder of images and texts as a model for videos: each frame is encoded on its own, and the
     embedding of a clip is computed from the mean of its frames' features. Images and texts have the same embeddings as
-    in the original model. `region_form`, `num_regions` or `codebook_size` add regions, which have no influence at
-    first.
+    in the original model. `region_form`, `num_regions` or `codebook_size` add regions, `phrase_window` adds phrases,
+    and `tube_mlp` adds tubes. All of these have no influence at first.
 
     Args:
         name: directory or Hub name of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint.
@@ -103,6 +103,8 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
         copy_weights(ours, theirs, name)
         ours.apply(lambda module: setattr(module, "_is_hf_initialized", True))
     model.initialize_weights()  # the remaining ones, those of the projections and regions
+    for part in model.added_parts().values():
+        part.start_as_zero()
     with torch.no_grad():
         if config.projection_dim == _projection_dim(original.config):
             identity = torch.eye(config.projection_dim)

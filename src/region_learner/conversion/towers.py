@@ -349,7 +349,7 @@ def from_pretrained_towers(
     With the name of one CLIP, MetaCLIP 2, SigLIP or SigLIP 2 checkpoint, both towers, the projections and the
     temperature come from this checkpoint. Frames are encoded one by one, and their features are averaged; an image has
     the same embedding as in the original model. A region module is only added if `region_form`, `num_regions` or
-    `codebook_size` is given, and has no influence at first.
+    `codebook_size` is given. Regions, phrases (`phrase_window`) and tubes (`tube_mlp`) have no influence at first.
 
     The same name twice is the same as one name, except for CLIP, which then initializes the divided space-time ViT
     unless `as_backbone=True`.
@@ -410,6 +410,8 @@ def from_pretrained_towers(
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
     if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if requested, starts as zero
         model.load_state_dict(head.weights, strict=False)  # the towers are already loaded
+        for part in model.added_parts().values():
+            part.start_as_zero()
     return model.eval()
 
 

@@ -120,8 +120,8 @@ def check_names(names: pa.ChunkedArray, path: Path, what: str) -> None:
         )
     if len(names) and pc.all(pc.match_substring_regex(names, r"^\d+\.0$")).as_py():
         raise CorpusError(
-            f"{path}: all values of {what} are decimal numbers, such as {names[0].as_py()!r}; integers in a column "
-            "with missing values become decimals: write them as strings"
+            f"{path}: all values of {what} are floats, such as {names[0].as_py()!r}; integers in a column "
+            "with missing values become floats: write them as strings"
         )
 
 

@@ -224,8 +224,8 @@ def _check_whole_numbers(rows: Sequence[tuple[str, Row]], path: Path) -> None:
     if ids and all(isinstance(video_id, str) and _WHOLE_NUMBER.fullmatch(video_id) for _, video_id in ids):
         number, video_id = ids[0]
         raise CorpusError(
-            f"{path}, {number}: all video_ids are decimal numbers, such as {video_id!r}; integers in a column with "
-            "missing values become decimals: write ids as strings"
+            f"{path}, {number}: all video_ids are floats, such as {video_id!r}; integers in a column with "
+            "missing values become floats: write ids as strings"
         )
 
 

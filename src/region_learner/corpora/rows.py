@@ -115,8 +115,7 @@ def read_id(value: Any) -> str | None:
         return str(int(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         raise UnfitValueError(
-            f"is the decimal number {value}; integers in a column with missing values become decimals: write ids as "
-            "strings"
+            f"is the float {value}; integers in a column with missing values become floats: write ids as strings"
         )
     raise UnfitValueError(f"must be a string or an integer, not {shown(value)}")
 

@@ -30,7 +30,7 @@ def scores_of_heat_maps(
 
     Returns:
         For each heat map and object, (P, O): the probability that the peak of the heat map is on the object, where
-        ties count partially; and the intersection over union of the object and the area that the heat map points at.
+        ties count partially; and the intersection over union of the object and the area of the heat map.
     """
     tall = region_focus(heat_maps.flatten(1, 2)[None], signed=False)  # all frames stacked vertically
     on_object, _ = peaks_on_objects(tall, labels.flatten(0, 1)[None], objects)  # (1, P, O)
@@ -77,10 +77,10 @@ def grounding_accuracy(
 
     Returns:
         `pointing`, the percentage of objects that contain the peak of the heat map, and `iou`, the mean intersection
-        over union, in percent, of the object and the area that the heat map points at, over all frames of the clip
-        together. The same with a prefix for other heat maps: "chance_" for a uniform one; "cls_attention_" for the
-        attention of CLS, which does not depend on the phrase (not with a backbone); and "best_region_" for the best
-        region for each object, which is an upper bound for choosing regions (not without regions).
+        over union, in percent, of the object and the area of the heat map, over all frames of the clip together. The
+        same with a prefix for other heat maps: "chance_" for a uniform one; "cls_attention_" for the attention of CLS,
+        which does not depend on the phrase (not with a backbone); and "best_region_" for the best region for each
+        object, which is an upper bound for choosing regions (not without regions).
 
         Also `videos` and `objects`, the numbers of videos and objects that were measured; `cut_off`, the number of
         objects whose phrase is beyond the maximum text length of the model, which count as not found; and `unreadable`

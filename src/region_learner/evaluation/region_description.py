@@ -198,8 +198,8 @@ def draw_report(model, processor, video: Any, height: int = 160) -> Image.Image:
 
 def draw_phrases(model, processor, video: Any, text: str, height: int = 160) -> Image.Image:
     """
-    Draws where a video shows a text and its phrases (see [`~region_learner.phrase_maps.find_words`]) as one picture:
-    its frames with their times, and then one row for each phrase with its heat map over the frames.
+    Draws which parts of a video match a text and its phrases (see [`~region_learner.phrase_maps.find_words`]), as one
+    picture: the frames with their times, and then one row for each phrase with its heat map over the frames.
 
     Args:
         model: a dual encoder with `token_dim`.
@@ -223,7 +223,7 @@ def draw_phrases(model, processor, video: Any, text: str, height: int = 160) -> 
     blocks = [(name, _timed_strip([Image.fromarray(frame) for frame in frames], times, height, size))]
     rows = draw_heat_maps(frames, torch.stack([match.heat_map for match in matches]), height=height)
     blocks += [(_label(match), frame_strip(row, height)) for match, row in zip(matches, rows)]
-    return _stack(blocks, size, footer="Orange: where the phrase was found. White line: the border of that area.")
+    return _stack(blocks, size, footer="Orange: the part that matches the phrase. White line: its border.")
 
 
 def _read(video_processor, video: Any, height: int) -> tuple[torch.Tensor, np.ndarray, list[float] | None]:

@@ -96,14 +96,14 @@ class Embedder:
 
     def token_shape(self, wanted: bool | None) -> list[int] | None:
         """
-        Returns the number and the length of the tokens of a window, or None if tokens should not be kept. They are the
-        same for all windows, because all windows have the same number of frames.
+        Returns the number of tokens per window and their number of dimensions, or None if tokens should
+        not be kept. Both numbers are the same for all windows, because all windows have the same number of frames.
 
         Args:
             wanted: whether to keep tokens; None keeps them if the model has any.
 
         Raises:
-            ValueError: tokens are wanted but the model does not have any, or they are too long.
+            ValueError: tokens are wanted but the model does not have any, or they have too many dimensions.
         """
         dim = self.model.config.token_dim
         if wanted and not self.has_tokens:

@@ -177,7 +177,7 @@ class VideoIndex:
     def about(self) -> dict[str, Any]:
         """
         Returns the settings of the index: its model, revision, hash of the weights, preprocessing, window and stride,
-        and the number and length of the tokens of a window (None without tokens).
+        and the number of tokens per window with their number of dimensions (None without tokens).
         """
         names = ("model", "revision", "weights", "preprocessing", "num_frames", "dim", "window", "stride", "tokens")
         return {name: self.database.about(name) for name in names}

@@ -102,14 +102,30 @@ def _check_configuration(arguments: ModelArguments, from_earlier_stage: bool):
 
 # Configurations
 
+# With `--region-form`, these forms get the fields with which they were developed (docs/evidence.md).
+_FORMS_OF_CLIP_REGIONS = ("queries", "tracks")
+_FIELDS_OF_CLIP_REGIONS = {
+    "codebook_size": 0,
+    "num_regions": 12,
+    "interaction_layers": 0,
+    "video_pooling": "cls_patch_max",
+}
 
-def _overrides(arguments: ModelArguments) -> dict[str, Any]:
-    """Returns the changes to a configuration, as keyword arguments of `from_pretrained`."""
+
+def _overrides(arguments: ModelArguments, adds_regions: bool = True) -> dict[str, Any]:
+    """
+    Returns the changes to a configuration, as keyword arguments of `from_pretrained`.
+
+    Args:
+        adds_regions: whether the model has no regions yet, so that `region_form` also sets their number.
+    """
     overrides = nest_overrides(arguments.config or {})
     of_video = dict(arguments.video_config or {})
     form = arguments.region_form
     if form is not None and of_video.setdefault("region_form", form) != form:
         raise ValueError(f"region_form={form!r} contradicts region_form in video_config: leave one of them out.")
+    if form in _FORMS_OF_CLIP_REGIONS and adds_regions:
+        of_video = _FIELDS_OF_CLIP_REGIONS | of_video
     if of_video:
         video = overrides.get("video_config") or {}
         overrides["video_config"] = merge_fields(video, of_video, keep_null=True)
@@ -135,10 +151,11 @@ def _changed_config(arguments: ModelArguments) -> RegionLearnerConfig:
             f"{arguments.model} is a {config.model_type!r} model: use a checkpoint of RegionLearner, or of CLIP, "
             "MetaCLIP 2, SigLIP or SigLIP 2 with both towers."
         )
-    overrides, saved = _overrides(arguments), config.video_config
+    overrides, saved = _overrides(arguments, adds_regions=False), config.video_config
     if arguments.region_form is not None and not (saved.codebook_size or saved.num_regions):  # it adds regions
         parts = ("codebook_size", "num_regions", "interaction_layers")
         added = {name: getattr(RegionLearnerVideoConfig, name) for name in parts}
+        overrides = _overrides(arguments)
         overrides["video_config"] = added | overrides["video_config"]
     return AutoConfig.from_pretrained(arguments.model, **overrides)
 

@@ -46,7 +46,7 @@ class Result:
         captions: captions of the clip in its corpus.
         correct: whether it is the clip that was searched for; None if this is not known.
         note: one more line, for example a time span.
-        phrases: phrases of the query, each with frames over which a heat map shows where it is.
+        phrases: phrases of the query, each with frames over which a heat map shows what matches it.
     """
 
     title: str

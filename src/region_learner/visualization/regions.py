@@ -208,8 +208,8 @@ def draw_heat_maps(
     frames: np.ndarray | torch.Tensor, heat_maps: torch.Tensor, *, height: int | None = None
 ) -> list[list[Image.Image]]:
     """
-    Draws where a clip shows phrases: each heat map over the dimmed frames, in orange according to its value relative
-    to its largest value in the clip. A white line bounds the area that it points at.
+    Draws which parts of a clip match phrases: each heat map over the dimmed frames, in orange according to its value
+    relative to its largest value in the clip. A white line bounds the area of the heat map (see `phrase_maps`).
 
     Args:
         frames: the frames that the model saw, uint8 (T, H, W, 3).
