@@ -7,7 +7,7 @@ repository.
     python -m experiments.seeds        compares the effects of the seed of the weights and the seed of the data
     python -m experiments.calibration  fits and measures the probabilities of search
     python -m experiments.real_spans   measures the spans that a search finds
-    python -m experiments.render       writes the tables and figures of docs/evidence.md from the recorded runs
+    python -m experiments.render       rewrites the tables and figures of docs/evidence.md from the recorded runs
 
 `runs/` contains the recorded runs: one JSON Lines file per setting, one line per run.
 """

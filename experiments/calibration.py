@@ -222,7 +222,7 @@ def by_size(embedded: Embedded, drawn: dict[int, Cases]) -> str:
         stated = as_stated(cases.columns)
         right = cases.right[cases.present]
         means = (stated[cases.present].mean(), stated[~cases.present].mean())
-        lines.append([embedded.name, str(size), f"{100 * right.mean():.0f} %", *(f"{x:.2f}" for x in means)])
+        lines.append([embedded.name, str(size), f"{100 * right.mean():.0f}%", *(f"{x:.2f}" for x in means)])
         lines[-1] += score(stated, cases)
     return markdown(["model and corpus", "videos", "R@1", "mean, in", "mean, out", *MEASURES], lines)
 

@@ -37,7 +37,7 @@ def draw(output: Path, setting: str, table: str, entries: Sequence[dict[str, Any
 
 
 def draw_means(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws R@1 of every row: seeds as dots, the mean with its 95 % interval, a line at Frozen in Time."""
+    """Draws R@1 of every row: seeds as dots, the mean with its 95% interval, a line at Frozen in Time."""
     figure, axes = _plot((8, 0.42 * len(entries) + 1.1))
     for place, entry in enumerate(entries):
         color = "#777777" if entry["row"].startswith("frozen") else "#0072b2"
@@ -50,7 +50,7 @@ def draw_means(entries: Sequence[dict[str, Any]], path: Path) -> None:
             axes.axvline(entry["mean"], color="#777777", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries])
     axes.invert_yaxis()
-    axes.set_xlabel("text-to-video R@1, test (%): seeds, mean, 95 % interval")
+    axes.set_xlabel("text-to-video R@1, test (%): seeds, mean, 95% interval")
     _save(figure, path)
 
 

@@ -1,5 +1,5 @@
 """
-Writes the tables of docs/evidence.md, and its figures, from the recorded runs.
+Rewrites the tables of docs/evidence.md, and its figures, from the recorded runs.
 
     python -m experiments.render
 
@@ -7,8 +7,9 @@ Each table is between `<!-- table: WORDS -->` and `<!-- end of table -->`, where
 region masks are only redrawn if `runs/masks`, which is not under version control, exists.
 """
 
+import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ _VECTOR_FINDINGS = [
     ("the mean over all patches, added to Frozen in Time", "patches", "frozen"),
     ("the maximum over all patches, added to Frozen in Time", "patches_max", "frozen"),
     ("`decoupled` instead of the maximum over all patches", "decoupled", "patches_max"),
-    ("attention between the regions of `decoupled`", "decoupled", "decoupled_no_interaction"),
+    ("interaction (attention between regions) in `decoupled`", "decoupled", "decoupled_no_interaction"),
     (
         "eight regions per frame in `decoupled` instead of one, whose mask is the frame",
         "decoupled",
@@ -73,23 +74,23 @@ _REPLACEMENTS = [
 ]
 _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
     (
-        "one vector: phrases, tubes and a maximum over patches instead of the regions of `decoupled`",
+        "one vector: local phrases, tubes and a maximum over patches instead of the regions of `decoupled`",
         ("no_regions", _VECTOR),
         ("decoupled", _VECTOR),
     ),
     (
-        "one vector: training with learned regions as tokens instead of no regions",
+        "one vector: training with region queries as tokens instead of no regions",
         ("queries", _VECTOR),
         ("no_regions", _VECTOR),
     ),
-    ("the same model: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
+    ("region queries: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
     *[
-        (f"learned regions instead of {label}, {kind}", ("queries", measure), (row, measure))
+        (f"region queries instead of {label}, {kind}", ("queries", measure), (row, measure))
         for row, label in _REPLACEMENTS
         for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
     ],
     *[
-        (f"*where*: learned regions instead of {label}", ("queries", _WHERE), (row, _WHERE))
+        (f"region queries instead of {label}, *where*", ("queries", _WHERE), (row, _WHERE))
         for row, label in _REPLACEMENTS
     ],
     *[
@@ -158,7 +159,7 @@ def _correlations() -> str:
         over_all.append(f"{np.corrcoef(losses, values)[0, 1]:.2f}")
     return markdown(
         ["correlation of R@1 with the loss", *_CORPORA],
-        [*lines, ["among all runs of the main table, and of that of the second corpus", *over_all]],
+        [*lines, ["among all runs of the table", *over_all]],
     )
 
 
@@ -214,7 +215,12 @@ def render(document: str) -> str:
     return re.sub(pattern, table, document, flags=re.DOTALL)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(
+        prog="python -m experiments.render",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
     DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     for setting, table in (("shapes", "main"), ("letters", "second_corpus")):
         draw(RUNS, setting, table, _entries(setting, table), FIGURES)

@@ -22,7 +22,7 @@ def seed_table(output: Path, name: str, setting: Setting, row: Row, seeds: Seque
     runs = runs_of(output / f"{name}_seeds.jsonl", setting, [row])
     found = {(run["seed"], run["data_seed"]): f"{run['test'][METRIC]:.1f}" for run in runs}
     lines = [[str(weights), *(found[weights, data] for data in seeds)] for weights in seeds]
-    return markdown(["weights", *(f"data {data}" for data in seeds)], lines)
+    return markdown(["seed of the weights", *(f"seed of the data: {data}" for data in seeds)], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of runs (means with 95 % intervals, differences paired by seed), and Markdown tables of them."""
+"""Statistics of runs (means with 95% intervals, differences paired by seed), and Markdown tables of them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +11,18 @@ from .settings import Row
 METRIC = "t2v_R@1"
 _LAST = 4  # the last entries of a run's `loss`, which cover 200 steps
 _REFERENCES = {
-    "kmeans": "k-means on the features of decoupled",
-    "cls_attention": "CLS attention of decoupled, one mask per head",
-    "grid": "cells of a grid",
-    "random_positions": "masks of decoupled, moved at random",
-    "uniform": "whole frames",
-    "oracle": "best possible at this resolution",
+    "kmeans": "k-means on the features of decoupled (`kmeans`)",
+    "cls_attention": "CLS attention of decoupled, one mask per head (`cls_attention`)",
+    "grid": "cells of a grid (`grid`)",
+    "random_positions": "masks of decoupled, moved at random (`random_positions`)",
+    "uniform": "whole frames (`uniform`)",
+    "oracle": "best possible at this resolution (`oracle`)",
 }
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """
-    Returns the mean of `values` and half the width of its 95 % interval, by Student's t distribution; None instead of
+    Returns the mean of `values` and half the width of its 95% interval, by Student's t distribution; None instead of
     the half width for a single value.
     """
     mean, count = float(np.mean(values)), len(values)
@@ -122,7 +122,7 @@ def model_table(entries: Sequence[dict[str, Any]], step_times: Mapping[str, floa
                 f"{entry['v2t_R@1']:.1f}",
                 f"{entry['parameters'] / 1e3:.0f} k",
                 f"{step_times[name]:.2f}" if step_times and name in step_times else "",
-                f"{entry['codes_in_use']:.0f} %" if "codes_in_use" in entry else "",
+                f"{entry['codes_in_use']:.0f}%" if "codes_in_use" in entry else "",
                 f"{entry['regions']['learned']['iou'][0]:.1f}" if "regions" in entry else "",
             ]
         )
@@ -184,13 +184,13 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int =
 
 def mean_cell(values: Sequence[float], sign: str = "") -> str:
     """
-    Returns the mean of `values` with its 95 % interval as a cell of a table. One or two values are listed instead,
+    Returns the mean of `values` with its 95% interval as a cell of a table. One or two values are listed instead,
     because their interval says little. Without values, the cell is empty.
     """
     if len(values) < 3:
-        return ", ".join(f"{value:{sign}.1f}" for value in values)
+        return ", ".join(f"{value:{sign}z.1f}" for value in values)
     return _with_interval(*interval(values), sign=sign)
 
 
 def _with_interval(mean: float, half_width: float | None, sign: str = "") -> str:
-    return f"{mean:{sign}.1f}" + ("" if half_width is None else f" ± {half_width:.1f}")
+    return f"{mean:{sign}z.1f}" + ("" if half_width is None else f" ± {half_width:.1f}")

@@ -4,8 +4,8 @@ Measures how well the trained models of `experiments.ablation` match words and r
     python -m experiments.words --output runs --setting shapes --rows words
 
 The measurements are R@1 by the single vector, by tokens alone, and after re-ranking; how many captions with an
-attribute swapped between two objects are distinguished from the right one; and how many objects are found by the
-phrases about them. Each measurement is one line of OUTPUT/SETTING_words.jsonl. Recorded measurements are not repeated.
+attribute swapped between two objects are distinguished from the right one; and how many objects are found by their
+descriptions. Each measurement is one line of OUTPUT/SETTING_words.jsonl. Recorded measurements are not repeated.
 """
 
 import hashlib
@@ -171,7 +171,7 @@ def _paired_token_scores(
 
 def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> str:
     """
-    Returns the measurements as a table: means over seeds with 95 % intervals, or the values of one or two seeds. The
+    Returns the measurements as a table: means over seeds with 95% intervals, or the values of one or two seeds. The
     numbers of parameters are those of `runs`, the recorded training runs.
     """
     lines, columns = [], _columns(found)
@@ -188,7 +188,7 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row], runs: Seque
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
     """
-    Returns the differences of pairs of rows as a table: means over the seeds that both have, with 95 % intervals, or
+    Returns the differences of pairs of rows as a table: means over the seeds that both have, with 95% intervals, or
     the differences of one or two seeds. If one of the two has no tokens, "re-ranked" compares with its single vector.
     """
     labels = {row.name: row.label for row in rows_of(["words", "crowded"])}
@@ -219,7 +219,7 @@ def differences(found: Sequence[dict[str, Any]], one: Measured, other: Measured)
 
 # The measurements: the path to a value in the recorded runs (which say "exchanged"), and the header of its column.
 _COLUMNS = {
-    ("single",): "R@1",
+    ("single",): "one vector",
     ("tokens",): "by tokens",
     ("reranked",): "re-ranked",
     ("unseen", "single"): "unseen",

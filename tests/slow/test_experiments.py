@@ -17,7 +17,15 @@ from experiments.clips import SPLITS, ClipsInMemory, CollatorInMemory, Split, pr
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
-from experiments.tables import contrast_table, interval, loss_correlation, mask_table, model_table, summarize
+from experiments.tables import (
+    contrast_table,
+    interval,
+    loss_correlation,
+    mask_table,
+    mean_cell,
+    model_table,
+    summarize,
+)
 from experiments.training import _losses, new_model, train_and_measure
 from region_learner import load_corpus
 from region_learner.corpora import load_masks
@@ -115,6 +123,18 @@ def test_the_evidence_is_rendered_from_the_recorded_runs():
     changed = re.sub(r"(<!-- table: .*?)\d+\.\d ±", r"\g<1>99.9 ±", document, count=1, flags=re.DOTALL)
     assert changed != document
     assert render.render(changed) == document
+
+
+def test_help_of_render_writes_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(render, "DOCUMENT", None)  # any use is an error
+    with pytest.raises(SystemExit, match="0"):
+        render.main(["--help"])
+    assert "docs/evidence.md" in capsys.readouterr().out
+
+
+def test_tables_have_no_negative_zero():
+    assert mean_cell([-0.04, 0.02]) == "0.0, 0.0"
+    assert mean_cell([-0.04, 0.02, -0.01], sign="+").startswith("+0.0 ± ")
 
 
 # One run
@@ -468,7 +488,7 @@ def test_tables_of_contrasts_and_masks():
     assert mask_table(entries).splitlines()[2:] == [
         f"| decoupled | 8 | 25.5 ± {half:.1f} | {rest}",
         f"| decoupled, without quantization | 8 | 28.5 ± {half:.1f} | {rest}",
-        f"| k-means on the features of decoupled | 8 | 26.5 ± {half:.1f} | {rest}",
+        f"| k-means on the features of decoupled (`kmeans`) | 8 | 26.5 ± {half:.1f} | {rest}",
     ]
     assert mask_table(entries[:1]) is None
 
