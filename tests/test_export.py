@@ -299,6 +299,29 @@ def test_the_exporters_of_transformers():
     torch.testing.assert_close(program(pixel_values_videos=clips(5, 4)).pooler_output, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["decoupled", "queries"])
+@torch.no_grad()
+def test_executorch(form):
+    pytest.importorskip("executorch.runtime", reason="executorch is not installed", exc_type=ImportError)
+    from transformers.exporters.exporter_executorch import ExecutorchConfig, ExecutorchExporter
+
+    model = tiny_model(region_form=form)
+    towers = (
+        (
+            model.video_model,
+            "pooler_output",
+            {"pixel_values_videos": clips(2, 3)},
+            {"pixel_values_videos": clips(2, 3, seed=5)},
+        ),
+        (model.text_model, "last_hidden_state", texts(), texts(seed=5)),
+    )
+    for tower, output, example, inputs in towers:
+        exported = ExecutorchExporter().export(tower, dict(example), ExecutorchConfig(backend="xnnpack"))
+        expected = getattr(tower(**inputs), output)
+        torch.testing.assert_close(getattr(exported(**inputs), output), expected, rtol=1e-5, atol=1e-5)
+
+
 # --- The command ----------------------------------------------------------------------------------------------------
 
 
