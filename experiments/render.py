@@ -59,7 +59,7 @@ _VECTOR_FINDINGS = [
     ("`decoupled` instead of the maximum over all patches", "decoupled", "patches_max"),
     ("interaction (attention between regions) in `decoupled`", "decoupled", "decoupled_no_interaction"),
     (
-        "eight regions per frame in `decoupled` instead of one, whose mask is the frame",
+        "eight regions per frame in `decoupled` instead of one that covers the frame",
         "decoupled",
         "decoupled_1_region",
     ),
