@@ -450,7 +450,7 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
     assert (options.pooling, options.mask_loss_weight) == ("max", 0.0)
 
     ((model, _, arguments),) = parse_stages(["gestures.yaml", "--model", "CHECKPOINT"])
-    assert (model.video_config, arguments.num_train_epochs) == ({"num_regions": 4}, 10)
+    assert (model.video_config, arguments.num_train_epochs) == ({"num_frames": 8}, 10)
     for name in set(sys.modules) - before:
         if name.startswith("my_"):
             del sys.modules[name]

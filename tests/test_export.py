@@ -300,6 +300,7 @@ def test_the_exporters_of_transformers():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of executorch
 @pytest.mark.parametrize("form", ["decoupled", "queries"])
 @torch.no_grad()
 def test_executorch(form):

@@ -62,7 +62,11 @@ _AllFolds = Annotated[bool, typer.Option("--all-folds", help="Evaluate all folds
 _Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video. Their predictions are averaged.")]
 _WindowStride = Annotated[
     int | None,
-    typer.Option(metavar="FRAMES", help="Use sliding windows that are this many frames apart, instead of --clips."),
+    typer.Option(
+        metavar="FRAMES",
+        help="Instead of --clips: evaluate several clips. Each takes its frames this many frames later than the "
+        "clip before.",
+    ),
 ]
 _Prompts = Annotated[
     str | None,
@@ -119,7 +123,8 @@ def evaluate(
     Evaluate a checkpoint on a benchmark or on your own videos.
 
     The tasks are retrieval in both directions, multiple choice, question answering, action recognition with a
-    classifier (classification) or with prompts (zero_shot), and finding the objects that phrases name (grounding).
+    classifier (classification) or with prompts (zero_shot), and finding the objects that a caption describes
+    (grounding).
     """
     if list_protocols:
         _print_protocols(as_json)

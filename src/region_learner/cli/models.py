@@ -15,10 +15,17 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory for the converted checkpoint.")],
     text_config: Annotated[
         str | None,
-        typer.Option(metavar="CONFIG", help="Configuration of the text encoder: JSON, a directory or a Hub name."),
+        typer.Option(
+            metavar="CONFIG",
+            help="Configuration of the text encoder, if it is neither DistilBERT nor BERT: JSON, a directory or a Hub "
+            "name.",
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Tokenizer: a directory or a Hub name.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Tokenizer: a directory or a Hub name. Without one, the model reads no texts."
+        ),
     ] = None,
     config: Annotated[
         str | None,
@@ -94,7 +101,10 @@ def card(
     ],
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory of the evaluated checkpoint, which records how it was trained."),
+        typer.Option(
+            metavar="DIR",
+            help="With RESULTS: directory of the evaluated checkpoint, which records how it was trained.",
+        ),
     ] = None,
     repo: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model on the Hub.")] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="License of the weights: apache-2.0, ...")] = None,
@@ -160,7 +170,11 @@ def push(
         ),
     ] = False,
     space: Annotated[
-        bool, typer.Option("--space", help="Also publish a Space named REPO that searches videos with the model.")
+        bool,
+        typer.Option(
+            "--space",
+            help="Also publish a Space named REPO that searches videos with the model; private without --public.",
+        ),
     ] = False,
     license: Annotated[
         str | None,
@@ -172,9 +186,9 @@ def push(
     """
     Check a checkpoint, and publish it on the Hub in one commit.
 
-    The checkpoint must load without the region-learner package, each number in its card must come from a results file
-    of the same weights, and no file may contain a secret or a path on this machine. If there is no README.md, the card
-    is written from the results files.
+    The checkpoint must load without the region-learner package, each metric in its card must come from a results file
+    of the same weights, and no file may contain a secret or a path on this machine. If there is no README.md, a card
+    is made from the results files.
     """
     from ..publishing import push as push_to_hub
 

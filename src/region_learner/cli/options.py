@@ -14,7 +14,9 @@ DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of 
 Split = Annotated[str, typer.Option(metavar="NAME", help="Split of the corpus.")]
 CorpusOptions = Annotated[
     str | None,
-    typer.Option(metavar="JSON", help="Options of the corpus, as JSON. The error for an unknown option lists all."),
+    typer.Option(
+        metavar="JSON", help="Options of the corpus, as JSON. An unknown option is an error that lists all options."
+    ),
 ]
 MaxMissing = Annotated[
     float | None,

@@ -235,7 +235,10 @@ def search(
     ] = None,
     video: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:START-END]", help="Search with a video, or a span of one. May be repeated."),
+        typer.Option(
+            metavar="FILE[:START-END]",
+            help="Search with a video, or a span of one. Times are in seconds, or as 1:02:03. May be repeated.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of hits per query.")] = 10,
     within: Annotated[
