@@ -50,6 +50,7 @@ docs-serve: docs  ## Show the site on this machine, and follow changes
 
 bench: $(READY)  ## Run the benchmarks, and print tables
 	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/codebook.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/training.py --size small

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, CLIPTextConfig
 
-from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
+from region_learner import (
+    RegionLearnerConfig,
+    RegionLearnerModel,
+    RegionLearnerVideoConfig,
+    RegionLearnerVideoModel,
+    modeling_region_learner,
+)
 from region_learner.loss_region_learner import infonce_loss
 from region_learner.modeling_region_learner import RegionLearnerDividedAttention
 
@@ -213,6 +219,40 @@ def test_sdpa_and_eager_attention_agree(options, mask):
     total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     for name, gradient in expected.items():  # eager attention computes the softmax in float32
         assert (found[name] - gradient).norm() < 1e-3 * (gradient.norm() + 1e-4 * total), name
+
+
+@pytest.mark.parametrize("mask", [None, [[1, 1, 1, 0], [1, 1, 1, 1]]], ids=["all_frames", "masked_frames"])
+def test_attention_of_training_in_bfloat16_on_a_cpu(mask, monkeypatch):
+    """Plain attention replaces the fused kernel there, but not for long sequences, and not in other cases."""
+    videos, frame_mask = clips(), None if mask is None else torch.tensor(mask)
+
+    def run(implementation="sdpa", training=True, dtype=torch.bfloat16):
+        model = tiny_video_model().train(training)
+        model.set_attn_implementation(implementation)
+        calls = []
+        with (
+            monkeypatch.context() as patched,
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32),
+        ):
+            plain = modeling_region_learner.eager_attention_forward
+            counted = lambda *args, **options: calls.append(1) or plain(*args, **options)  # noqa: E731
+            patched.setattr(modeling_region_learner, "eager_attention_forward", counted)
+            output = model(videos, frame_mask=frame_mask).pooler_output
+        output.float().square().sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return output.detach().float(), gradient, len(calls)
+
+    output, gradient, calls = run()
+    eager_output, eager_gradient, all_calls = run("eager")
+    assert calls == all_calls > 0
+    assert torch.equal(output, eager_output)
+    assert torch.equal(gradient, eager_gradient)
+    exact_output, exact_gradient, calls = run(dtype=torch.float32)
+    assert calls == run(training=False)[2] == 0
+    assert (output - exact_output).norm() < 0.03 * exact_output.norm()
+    assert (gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
+    monkeypatch.setattr(modeling_region_learner, "_PLAIN_KEYS", 8)  # 5 keys over time, 17 over space
+    assert 0 < run()[2] < all_calls
 
 
 @pytest.mark.slow

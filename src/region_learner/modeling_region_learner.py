@@ -70,6 +70,9 @@ _PATH_SCALE = 4.0
 # 1), and the bound of the squared distance: what a query looks for may be far away.
 _NEARNESS = 8.0
 _MAX_SQUARED_DISTANCE = 2.0
+
+# The maximum number of keys with which training on a CPU in bfloat16 computes attention with plain products.
+_PLAIN_KEYS = 256
 # Queries that follow go through the frames one by one. Exported programs do so for this many frames, and take no more.
 _EXPORTED_FRAMES = 64
 
@@ -203,12 +206,20 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the output (B, queries, H, D / H) of plain attention, and its weights (B, H, queries, keys)."""
-    weights = query @ key.transpose(-1, -2) * scaling  # (B, H, queries, keys)
+    weights = (query * scaling) @ key.transpose(-1, -2)  # (B, H, queries, keys)
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = weights.softmax(-1).to(query.dtype)  # computed in float32; autocast on a GPU also returns float32
     weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    return (weights @ value).transpose(1, 2), weights
+
+
+def _is_slow_to_differentiate(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """
+    Returns whether PyTorch's fused attention is slower than plain attention in training: on a CPU in bfloat16, its
+    backward pass takes several times as long (benchmarks/attention.py). For long sequences, it saves memory.
+    """
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[1] <= _PLAIN_KEYS
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -357,9 +368,10 @@ class RegionLearnerAttention(nn.Module):
         Runs the attention implementation that the configuration names. `attention_mask` is additive and broadcastable
         to (batch, 1, queries, keys). Returns (batch, queries, D), and the weights if the implementation returns them.
         """
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and self.training and _is_slow_to_differentiate(query, key):
+            implementation = "eager"
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if attention_mask is not None:
             attention_mask = attention_mask.expand(-1, -1, query.shape[1], -1)
         output, weights = attention_interface(

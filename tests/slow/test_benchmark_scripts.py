@@ -16,6 +16,7 @@ from ..conftest import ROOT
 from ..test_video_processing import write_video
 
 SMALLEST = {
+    "attention": ["--size", "tiny", "--frames", "2", "--repetitions", "1"],
     "codebook": ["--steps", "1"],
     "decoding": ["VIDEOS", "--frames", "2", "--repeats", "1", "--no-rivals"],
     "embedding": ["VIDEOS", "--size", "small", "--frames", "2", "--workers", "1", "--repeats", "1"],
