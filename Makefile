@@ -16,7 +16,7 @@ help:  ## Show this list
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, but this is {v[0]}.{v[1]}: run make PYTHON=python3.11 ...")'
-	@echo "Setting up $(VENV) (a minute or two) ..."
+	@echo "Setting up $(VENV) (a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable '.[dev]' $(PINS)
 	@touch $(READY)
