@@ -211,6 +211,15 @@ _WORDS = [
         _TOKENS | _PHRASES,
         negatives=True,
     ),
+    Row(
+        "cells_negatives",
+        "12 cells of a grid, with swapped captions as negatives",
+        _QUERIES,
+        "queries_negatives",
+        _TOKENS | _PHRASES,
+        "cells",
+        negatives=True,
+    ),
     _gathered("cells", "12 cells of a grid"),
     _gathered("frame_cells", "12 cells, 4 in each frame"),
     _gathered("random_patches", "12 random patches"),
@@ -360,6 +369,7 @@ WORD_CONTRASTS = [
     ("queries", "all_patches"),
     ("all_patches", "no_regions"),
     ("queries_negatives", "queries"),
+    ("queries_negatives", "cells_negatives"),
 ]
 
 _ENCODERS: dict[str, Any] = {
