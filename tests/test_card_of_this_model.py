@@ -1,5 +1,6 @@
 """Tests of what a card says about its own model: where it comes from, its energy use and its limits."""
 
+import csv
 import dataclasses
 import json
 
@@ -114,6 +115,23 @@ def test_energy_is_the_sum_of_the_runs(card, run):  # noqa: F811
         "Training used 3.5 kWh in 2 runs and emitted 0.75 kg of CO2 equivalent, as measured by CodeCarbon 3.1 "
         "(France, 2 x H100)." in parse(text)[3]
     )
+
+
+def test_energy_as_codecarbon_writes_it(run):  # noqa: F811
+    codecarbon = pytest.importorskip("codecarbon")
+    checkpoint = run({"corpus": "msvd"})
+    for _ in range(2):
+        tracker = codecarbon.OfflineEmissionsTracker(
+            country_iso_code="FRA", output_dir=str(checkpoint), log_level="error", allow_multiple_runs=True
+        )
+        tracker.start()
+        tracker.stop()
+    with open(checkpoint / "emissions.csv", encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    energy = emissions_of(checkpoint)
+    assert energy.runs == len(written) == 2
+    assert energy.kwh == pytest.approx(sum(float(row["energy_consumed"]) for row in written)) and energy.kwh > 0
+    assert (energy.country, energy.version) == ("France", codecarbon.__version__)
 
 
 def test_energy_that_was_not_tracked(card, run):  # noqa: F811
