@@ -130,7 +130,8 @@ def test_energy_as_codecarbon_writes_it(run):  # noqa: F811
         written = list(csv.DictReader(file))
     energy = emissions_of(checkpoint)
     assert energy.runs == len(written) == 2
-    assert energy.kwh == pytest.approx(sum(float(row["energy_consumed"]) for row in written)) and energy.kwh > 0
+    assert energy.kwh == pytest.approx(sum(float(row["energy_consumed"]) for row in written))
+    assert energy.kwh > 0
     assert (energy.country, energy.version) == ("France", codecarbon.__version__)
 
 

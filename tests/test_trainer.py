@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel, TrainerCallback
+from transformers import AutoModel, TrainerCallback, TrainerState
 from transformers.utils.logging import is_progress_bar_enabled
 
 from region_learner.corpora import load_corpus, make_corpus
@@ -23,7 +23,7 @@ from region_learner.training import (
     train_stages,
 )
 from region_learner.training.adapters import with_lora
-from region_learner.training.logs import Progress, log_line
+from region_learner.training.logs import LogLines, Progress, log_line
 from region_learner.training.model import with_head
 from region_learner.training.optimization import freeze, milestones, parameter_groups
 from region_learner.training.run import _facts
@@ -217,7 +217,7 @@ STEP = {"loss": 1.23456, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 3.0, 
 
 def test_log_lines():
     line = (
-        "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  waiting  3%  codes  96%"
+        "step 120/8000  epoch  3.00  loss  1.2346  grad   0.500  lr 1.0e-04   419.6 clips/s  data wait  3%  codes  96%"
     )
     assert log_line(STEP, 120, 8000) == line.replace("step 120", "step  120") + "  temperature 0.0500"
     assert len(log_line(STEP, 8000, 8000)) == len(log_line(STEP | {"loss": 0.1, "epoch": 12.5}, 1, 8000))  # aligned
@@ -240,6 +240,23 @@ def test_log_lines():
     assert log_line({"eval_own_t2v_R@1": 4.0}, 0, 0) == "eval  own_t2v R@1   4.00"  # one of several datasets
     end = {"train_runtime": 8.0, "train_loss": 2.0, "total_flos": 1e9, "epoch": 12.0}
     assert log_line(end, 10, 10) == "step 10/10  epoch 12.00  train loss  2.0000"
+
+
+def test_lines_of_steps_end_with_the_time_that_is_left(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    lines, state = LogLines(), TrainerState(global_step=100, max_steps=500)  # the run resumes at step 100
+    lines.on_train_begin(None, state, None)
+    now[0] += 60
+    state.global_step = 140  # 40 steps in a minute: the other 360 take 9 minutes
+    lines.on_log(None, state, None, STEP)
+    lines.on_log(None, state, None, {"eval_t2v_R@1": 40.0})
+    state.global_step = 500
+    lines.on_log(None, state, None, STEP)
+    step, evaluation, last = capsys.readouterr().err.splitlines()
+    assert step.endswith("  temperature 0.0500  0:09:00 left")
+    assert evaluation.endswith("R@1  40.00")
+    assert last.endswith("  0:00:00 left")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -128,10 +129,10 @@ _STEP_FORMATS = {
     "grad_norm": "grad {:7.3f}",
     "learning_rate": "lr {:.1e}",
     "samples_per_second": "{:6.4g} clips/s",
-    "data_wait": "waiting {:3.0%}",
+    "data_wait": "data wait {:3.0%}",
     "codebook_use": "codes {:3.0f}%",
     "temperature": "temperature {:.4f}",
-    "token_temperature": "of tokens {:.4f}",
+    "token_temperature": "token temperature {:.4f}",
 }
 _ONLY_IF_ANY = ("skipped_steps", "unreadable_videos")
 # Suffixes of other names that are not shown.
@@ -144,7 +145,7 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
     """
     Formats what the Trainer logs as one line. A training step and an evaluation give lines such as:
 
-        step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  waiting  3%  codes  96%
+        step 120/800  epoch  3.00  loss  1.2340  grad   0.520  lr 1.0e-04    420 clips/s  data wait  3%  codes  96%
         step 120/800  epoch  3.00  eval  loss  1.5012  t2v R@1  40.00  R@5  71.50  R@10  84.00  MedR   2.00
 
     Args:
@@ -174,11 +175,19 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
 
 
 class LogLines(TrainerCallback):
-    """Prints logs as lines on standard error."""
+    """Prints logs as lines on standard error. Those of training steps end with the time that is left."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._began, self._first_step = time.perf_counter(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
-            print(log_line(logs, state.global_step, state.max_steps), file=sys.stderr, flush=True)
+            line = log_line(logs, state.global_step, state.max_steps)
+            if "loss" in logs and state.global_step > self._first_step:
+                per_step = (time.perf_counter() - self._began) / (state.global_step - self._first_step)
+                left = round(per_step * (state.max_steps - state.global_step))
+                line += f"  {timedelta(seconds=left)} left"
+            print(line, file=sys.stderr, flush=True)
 
 
 class LogLinesAndBar(ProgressCallback):
