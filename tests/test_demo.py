@@ -7,6 +7,7 @@ import pytest
 from region_learner.corpora import load_corpus, make_corpus
 from region_learner.demo import (
     ABSENT,
+    RESULTS_PER_QUERY,
     Found,
     _page,
     chance,
@@ -62,11 +63,11 @@ def test_search_and_page(tmp_path, monkeypatch, options):
     assert lengths == sorted(lengths)
     for result in found:
         assert result.is_right(result.hits[0])
-        again = index.search(result.query, k=3)
+        again = index.search(result.query, k=RESULTS_PER_QUERY)
         assert [(hit.path, hit.start, hit.probability) for hit in result.hits] == [
             (hit.path, hit.start, hit.probability) for hit in again
         ]
-    found.append(Found(ABSENT, index.search(ABSENT, k=3, regions=True)))
+    found.append(Found(ABSENT, index.search(ABSENT, k=RESULTS_PER_QUERY, regions=True)))
     if options:
         monkeypatch.setattr(subprocess, "run", run_script)
     check_in_fresh_process(index, tmp_path)
@@ -88,6 +89,7 @@ def test_search_and_page(tmp_path, monkeypatch, options):
     assert ("Region 1</li>" in text) != bool(options)
     assert text.index(ABSENT) < text.index('id="metrics"')
     assert "How they were chosen." in text
+    assert f"R@1 {metrics['t2v_R@1']:.1f}% (chance: 5.0%)" in text
     (tmp_path / "checkpoint" / "config.json").unlink()
     monkeypatch.setattr(subprocess, "run", run_script)
     with pytest.raises(RuntimeError, match="cannot be loaded without this package"):
