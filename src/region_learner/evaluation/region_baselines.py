@@ -15,7 +15,7 @@ from .region_metrics import one_hot
 #     shapes and sizes are kept, but not their places.
 # kmeans: clusters of the input features of the region module, over all frames of a clip, with k = S.
 # cls_attention: the attention of the CLS token in the last block, one map per head.
-# oracle: not a baseline but an upper bound: one mask per object, its share of each position.
+# oracle: not a baseline, but the IoU that the resolution allows: one mask per object, its share of each position.
 BASELINES = ("uniform", "grid", "random_positions", "kmeans", "cls_attention", "oracle")
 
 
