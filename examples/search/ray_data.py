@@ -26,7 +26,7 @@ def embed_share(row: dict[str, Any], model: str, videos: list[str], parts: str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint: a directory or a Hub name")
-    parser.add_argument("videos", nargs="+", help="folders, files, shards or lists")
+    parser.add_argument("videos", nargs="+", help="folders, video files, tar files or lists (.txt)")
     parser.add_argument("--parts", required=True, help="directory for the parts, on a disk that all machines share")
     parser.add_argument("--index", required=True, help="directory of the index")
     parser.add_argument("--shards", type=int, default=64, help="number of shards: use several per worker")

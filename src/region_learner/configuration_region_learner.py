@@ -77,10 +77,10 @@ class RegionOptions(NamedTuple):
             positions weighted by mask * exp(pooling_sharpness * value), so that large values under the mask count
             most. "max": in each channel, the maximum over positions of value + log(mask). "mean": the mean over
             positions of mask * value. "softmax" and "max" need normalized masks. "attention": learned queries attend
-            to the patches of all frames; a region is what a query collects from the clip, and its masks are the
-            attention weights. "tracking": the same, but each query prefers patches near its own place in the frame,
-            and in later frames those near the center of its mask in the frame before. So queries cover the frame, and
-            follow what they have found.
+            to the patches of each frame; a region is what a query found over time, and its masks are the attention
+            weights. "tracking": the same, but each query prefers patches near its own place in the frame, and in later
+            frames those near the center of its mask in the frame before. So queries cover the frame, and follow what
+            they have found.
         pooling_sharpness: sharpness of "softmax", in units of the standard deviation of the values over a frame.
             0 is the same as "mean".
         values: what is pooled: the "features" before quantization, or the "quantized" features. The masks are

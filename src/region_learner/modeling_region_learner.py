@@ -88,8 +88,8 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + T * S, D)`):
             CLS state and regions after the final LayerNorm. In the forms "queries" and "tracks", each region belongs
-            to the whole clip: `(B, 1 + S, D)`. Without aggregation the patches (quantized, if there is a codebook)
-            take the place of the regions: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
+            to the whole clip: `(B, 1 + S, D)`. Without regions (`num_regions=0`), the patches (quantized, if there is
+            a codebook) take their place: `(B, 1 + T * N, D)`. With late fusion (`temporal_fusion` "pool" or
             "linear") it begins with the CLS states of all T frames instead of one.
         pooler_output (`torch.FloatTensor` of shape `(B, D)`):
             The video feature. In the output of `get_video_features`, its projection, `(B, projection_dim)`.
@@ -100,17 +100,17 @@ class RegionLearnerVideoOutput(BaseModelOutputWithPooling):
             The weights of the space attention in every block, with `output_attentions=True` and eager attention.
         region_states (`torch.FloatTensor` of shape `(B, T * S, D)`):
             Regions after their interaction, before the final LayerNorm. In the forms "queries" and "tracks", each
-            region belongs to the whole clip, `(B, S, D)`. None without aggregation.
+            region belongs to the whole clip, `(B, S, D)`. None without regions.
         region_masks (`torch.FloatTensor` of shape `(B, T, S, h, w)`):
             The masks that the regions were pooled with: raw masks of any sign, or masks scaled to a mean of 1 over the
             positions of a frame (region option `mask_normalization`). In the forms "queries" and "tracks", the
             attention of each query, scaled to a mean of 1 over each frame. 0 in masked frames. None without
-            aggregation.
+            regions.
         cluster_ids (`torch.LongTensor` of shape `(B, T, h, w)`):
             Index of the code of each patch. None without quantization.
         region_loss (`torch.FloatTensor` of shape `(B,)`):
             The share of the variance of a clip's features that lies within its regions, between 0 and 1. None without
-            aggregation, or if the region option `mask_loss_weight` is 0.
+            regions, or if the region option `mask_loss_weight` is 0.
         patch_states (`torch.FloatTensor` of shape `(B, T, h, w, D)`):
             The patch features that the regions are computed from: those after `region_layer` blocks, or those of the
             backbone. With patch dropout, only the patches that were kept, `(B, T, 1, n, D)`.
@@ -147,7 +147,7 @@ class RegionLearnerOutput(ModelOutput):
         text_token_weights (`torch.FloatTensor` of shape `(texts, L)`): their weights, 0 for padding; the sum is 1.
         video_token_embeds (`torch.FloatTensor` of shape `(videos, n, token_dim)`): L2-normalized embeddings of the
             n = T * S regions of a clip (n = S in the forms "queries" and "tracks"), or of its n = T * N patches
-            without aggregation.
+            without regions.
         video_token_weights (`torch.FloatTensor` of shape `(videos, n)`): their weights, 0 in masked frames; the sum
             is 1.
         token_logits_per_text (`torch.FloatTensor` of shape `(texts, videos)`): similarities by

@@ -204,16 +204,20 @@ def load_corpus(
     """Loads a split of a corpus, one row per video. Nothing is decoded.
 
     The columns of every corpus are `video` (the path of a file; from shards its bytes, or a reference to them),
-    `video_id` (str) and `captions` (list of str, empty for questions). Corpora for other tasks also have `question`
-    and `answer` (str), `options` (list of str) and `answer` (int), some of them with `aspect` (str, what the question
-    is about), or `label` (a `ClassLabel`).
+    `video_id` (str) and `captions` (list of str, empty for question answering). Corpora for other tasks have more
+    columns:
+
+    - question answering: `question` and `answer` (str);
+    - multiple choice: `options` (list of str), `answer` (int, the index of the right option), and in some corpora
+      `aspect` (str, what the options differ in);
+    - classification: `label` (a `ClassLabel`).
 
     Args:
         name: a name from `list_corpora`.
         data_dir: the directory of the corpus. Without it, synthetic corpora are made in the cache directory.
         split: the name of a split, such as "train", "val" or "test".
         streaming: whether to return an `IterableDataset`, which can be shared among processes and resumed.
-        options: the options of this corpus; see its loader, such as `load_msrvtt`.
+        options: the options of this corpus; see docs/corpora.md. `corpus_options` returns their names.
 
     Raises:
         CorpusError: the name, the split or an option is unknown, or data is missing or damaged.

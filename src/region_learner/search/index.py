@@ -248,7 +248,9 @@ class VideoIndex:
                 but no longer exist there.
             retry: whether to retry files that could not be read earlier.
             num_workers: number of processes that decode. With 0, the default, this process decodes.
-            root: name of the rows of a corpus. Later updates use it to find the videos that came from these rows.
+            root: a name for rows of `load_corpus`. With `remove_missing`, an update removes the videos that came from
+                earlier rows of the same name and are not among the new rows. If an index has rows of several corpora,
+                give each corpus its own name.
 
         Returns:
             The new, changed, moved, unchanged, removed and unreadable videos, as an [`UpdateReport`].
@@ -346,8 +348,8 @@ class VideoIndex:
         Returns the spans of videos that match a query best. Exactly one of `text`, `image` and `video` is required.
 
         If the index keeps tokens, the best spans for a text are re-ranked by words and regions. This only changes the
-        order of the hits: `score` remains the cosine similarity, and `probability` remains that of the rank, as
-        computed from the vectors.
+        order of the hits. Each hit keeps its `score`, but a `probability` belongs to a rank: the first hit gets the
+        probability of the hit that was first before re-ranking, and so on.
 
         Args:
             text: a text, or a list of texts, each of which is a query.
@@ -471,8 +473,8 @@ class VideoIndex:
 
     def with_regions(self, hit: Hit, text: str | None = None) -> Hit:
         """
-        Returns a hit with the heat maps of a text, or without a text or tokens, with the masks of all regions, if the
-        model has any.
+        Returns a hit with its `regions`. If a text is given and the model compares words with regions, these are the
+        heat maps of the text. Otherwise they are the masks of all regions, or None if the model does not have any.
         """
         if text is not None and self.embedder.has_tokens:
             phrases, heat_maps = self.embedder.phrases(self.source(hit.path), text, **self.span_of(hit))

@@ -52,7 +52,7 @@ class RegionLearnerTrainer(SafeTrainer):
     - The loss is that of the global batch of all processes, optionally with cached gradients
       (`args.gradient_cache_chunk`), and the codebook is updated once per step.
     - Learning rates can differ by tower and layer, and parts can be frozen.
-    - Checkpoints are always complete and finite; see [`SafeTrainer`].
+    - A checkpoint counts only when all of its files are on disk, and weights that are NaN or infinite are never saved.
     - Evaluation computes the metrics of the task, and logs contain the throughput and the state of the codebook.
     - Each unreadable video is reported once and listed in `unreadable_videos.json`; if their share exceeds
       `args.max_unreadable`, training ends.
