@@ -21,6 +21,7 @@ def outputs_of_models(
     answers: RegionLearnerForVideoQuestionAnswering,
 ) -> None:
     assert_type(model(), RegionLearnerOutput)
+    assert_type(RegionLearnerModel.from_pretrained("checkpoint").to("cpu").eval()(), RegionLearnerOutput)
     assert_type(model().video_model_output, RegionLearnerVideoOutput | None)
     assert_type(video_model(), RegionLearnerVideoOutput)
     assert_type(classifier(), RegionLearnerVideoClassifierOutput)

@@ -47,8 +47,28 @@ _NAMES = {
     "video_processing_region_learner": ["RegionLearnerVideoProcessor"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-# Packages with more names. They, too, are imported when they are first used.
-_PACKAGES = ("conversion", "corpora", "evaluation", "search", "training", "visualization")
+# Modules with more names, as in the API reference. They, too, are imported when they are first used. `multi_vector` is
+# left out, because it needs an optional library.
+_SUBMODULES = (
+    "configuration_region_learner",
+    "conversion",
+    "corpora",
+    "evaluation",
+    "export",
+    "features",
+    "loss_region_learner",
+    "model_card",
+    "modeling_region_learner",
+    "phrase_maps",
+    "pipeline_region_learner",
+    "processing_region_learner",
+    "publishing",
+    "search",
+    "training",
+    "video_decoding_region_learner",
+    "video_processing_region_learner",
+    "visualization",
+)
 
 __all__ = [
     "RegionLearnerConfig",
@@ -76,13 +96,13 @@ __all__ = [
 def __getattr__(name: str):
     if name in _MODULES:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    if name in _PACKAGES:
+    if name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+    return sorted({*globals(), *__all__, *_SUBMODULES})
 
 
 register_when_transformers_is_imported()

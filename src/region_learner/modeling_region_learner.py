@@ -1325,6 +1325,12 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(RegionLearnerDividedAttention, index=1, layer_name="space_attention"),
     }
 
+    if TYPE_CHECKING:  # transformers' methods return Any
+
+        def eval(self) -> Self: ...
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
     def __init__(self, config: RegionLearnerConfig | RegionLearnerVideoConfig, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
         config.validate_architecture()  # fields may have been set since the configuration was made
