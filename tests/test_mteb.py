@@ -128,6 +128,26 @@ def test_scores_are_those_of_this_package(category, rows, encoder, embeddings, t
         assert str(encoder.model.config._name_or_path) not in path.read_text(), path.name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_sentence_transformer_gets_the_same_scores(rows, checkpoint, encoder, tmp_path):
+    """As in docs/evaluation.md, with MTEB's own way to decode videos."""
+    pytest.importorskip("torchcodec")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    wrapper = importlib.import_module("mteb.models.sentence_transformer_wrapper").SentenceTransformerEncoderWrapper
+    model = sentence_transformers.SentenceTransformer(str(checkpoint), trust_remote_code=True, device="cpu")
+    wrapped = wrapper(model, num_frames=4)
+    wrapped.mteb_model_meta.modalities = ["text", "image", "video"]
+    # For a model on the Hub, MTEB takes the modalities from this file.
+    config = json.loads((checkpoint / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    assert set(wrapped.mteb_model_meta.modalities) <= set(config["modality_config"])
+    for category in ("t2v", "v2t"):
+        (result,) = mteb.evaluate(wrapped, task_of(category, rows), cache=None, encode_kwargs={"batch_size": 4})
+        expected, _ = ours.evaluate_on_mteb(encoder, [task_of(category, rows)], tmp_path, batch_size=5)
+        (found,) = result.scores["test"]
+        for name in ("ndcg_at_10", "recall_at_1"):
+            assert 100 * found[name] == pytest.approx(expected[f"Shapes{category.upper()}"][name], abs=0.01)
+
+
 def of_mteb(**columns) -> types.SimpleNamespace:
     """Returns a stand-in for a `DataLoader` of MTEB, with only what the encoder uses."""
     return types.SimpleNamespace(dataset=Dataset.from_dict(columns))
