@@ -272,6 +272,7 @@ def test_a_wrong_program_is_not_passed_off_as_the_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("form", ["decoupled", "tubes"])
 @torch.no_grad()
 def test_ahead_of_time_inductor(form, tmp_path):
