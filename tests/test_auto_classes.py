@@ -1,6 +1,7 @@
 """Tests of the Auto classes of transformers on checkpoints, with and without the package."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -50,6 +51,14 @@ def tower(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, dual):
+    folder = tmp_path_factory.mktemp("classifier")
+    RegionLearnerForVideoClassification.from_pretrained(dual[0], num_labels=3).save_pretrained(folder)
+    RegionLearnerVideoProcessor.for_image_size(32, num_frames=2).save_pretrained(folder)
+    return folder
+
+
 def test_a_checkpoint_lists_the_classes_of_all_heads(dual, tmp_path):
     expected = {
         "AutoConfig": "configuration_region_learner.RegionLearnerConfig",
@@ -72,17 +81,19 @@ def test_a_video_tower_lists_its_own_classes(tower):
     }
 
 
-def test_the_processor_of_a_video_tower_is_its_video_processor(tower, tmp_path):
+def test_the_processor_of_a_model_without_texts_is_its_video_processor(tower, classifier, tmp_path):
     assert type(AutoModel.from_pretrained(tower)) is RegionLearnerVideoModel
-    processor = AutoProcessor.from_pretrained(tower)
-    assert type(processor) is RegionLearnerVideoProcessor
-    assert processor.to_dict() == AutoVideoProcessor.from_pretrained(tower).to_dict()
-    assert processor.num_frames == 2
-    # If a processor with a tokenizer was saved with a tower, that one is loaded.
-    tokenizer = train_tokenizer(["a caption"], 99, 32)
-    tiny_video_model().save_pretrained(tmp_path)
-    RegionLearnerProcessor(processor, tokenizer).save_pretrained(tmp_path)
-    assert type(AutoProcessor.from_pretrained(tmp_path)) is RegionLearnerProcessor
+    for folder in (tower, classifier):
+        processor = AutoProcessor.from_pretrained(folder)
+        assert type(processor) is RegionLearnerVideoProcessor
+        assert processor.to_dict() == AutoVideoProcessor.from_pretrained(folder).to_dict()
+        assert processor.num_frames == 2
+        # If a processor with a tokenizer was saved with the model, that one is loaded.
+        tokenizer = train_tokenizer(["a caption"], 99, 32)
+        again = tmp_path / folder.name
+        shutil.copytree(folder, again)
+        RegionLearnerProcessor(processor, tokenizer).save_pretrained(again)
+        assert type(AutoProcessor.from_pretrained(again)) is RegionLearnerProcessor
 
 
 def test_the_number_of_frames_is_where_pipelines_look(dual, tower):
@@ -99,7 +110,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 torch.set_num_threads(1)
-dual, holder, tower, output = sys.argv[1:]
+dual, holder, tower, classifier, output = sys.argv[1:]
 options = {"trust_remote_code": True}
 state, names, missing = {}, [], []
 for auto_class in (AutoModelForVideoClassification, AutoModelForVisualQuestionAnswering):
@@ -113,8 +124,9 @@ for auto_class in (AutoModelForVideoClassification, AutoModelForVisualQuestionAn
         assert logits.shape == (2, 3) and logits.isfinite().all()
     state |= {f"{type(model).__name__}.{key}": value for key, value in model.state_dict().items()}
 save_file(state, f"{output}/state.safetensors")
-processor = AutoProcessor.from_pretrained(tower, **options)
-names.append(f"{type(processor).__module__}.{type(processor).__name__}")
+for folder in (tower, classifier):
+    processor = AutoProcessor.from_pretrained(folder, **options)
+    names.append(f"{type(processor).__module__}.{type(processor).__name__}")
 inside = AutoModel.from_pretrained(f"{holder}/inside", **options)  # by the path of the folder
 names.append(f"{type(inside).__module__}.{type(inside).__name__}")
 try:
@@ -126,20 +138,20 @@ with open(f"{output}/found.json", "w") as file:
 """
 
 
-def test_without_the_package(dual, tower, tmp_path):
-    """Heads of a dual encoder and the processor of a video tower load as remote code; `subfolder=` does not work."""
-    paths = (*map(str, dual), str(tower), str(tmp_path))
+def test_without_the_package(dual, tower, classifier, tmp_path):
+    """Heads of a dual encoder and video processors load as remote code; `subfolder=` does not work."""
+    paths = map(str, (*dual, tower, classifier, tmp_path))
     run_python(WITHOUT_PACKAGE, *paths, home=tmp_path / "home", HF_HUB_OFFLINE="1")
     found = json.loads((tmp_path / "found.json").read_text())
     assert all(name.startswith("transformers_modules.") for name in found["names"])
-    classes = [*HEADS.values(), RegionLearnerVideoProcessor, RegionLearnerModel]
+    classes = [*HEADS.values(), *[RegionLearnerVideoProcessor] * 2, RegionLearnerModel]
     assert [name.rpartition(".")[2] for name in found["names"]] == [cls.__name__ for cls in classes]
     assert found["missing"] == [["classifier"]] * 2
     expected = tiny_model().state_dict()
     for name, value in load_file(tmp_path / "state.safetensors").items():
         plain = name.partition(".")[2]
         assert plain.startswith("classifier.") or torch.equal(value, expected[plain]), name
-    assert "configuration_region_learner.py" in found["refusal"]  # looked for in the root; see README.md
+    assert "configuration_region_learner.py" in found["refusal"]  # looked for in the root; see docs/libraries.md
 
 
 def test_a_subfolder_with_the_package(dual):

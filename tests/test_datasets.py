@@ -74,8 +74,15 @@ def test_frames_that_a_decoder_cannot_read(clip_files):  # noqa: F811
         tiny_processor()(videos=[Damaged(clip_files[0])])
 
 
-def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypatch):  # noqa: F811
-    """Rows with `datasets.Video()` contain video decoders. The test does not need torchcodec."""
+def real_decoder():
+    """Returns torchcodec's `VideoDecoder`, or skips the test."""
+    reason = "torchcodec and FFmpeg are not installed"
+    return pytest.importorskip("torchcodec.decoders", reason=reason, exc_type=(ImportError, RuntimeError)).VideoDecoder
+
+
+@pytest.mark.parametrize("kind", ["stand-in", pytest.param("torchcodec", marks=pytest.mark.slow)])
+def test_the_trainer_takes_rows_of_video_decoders(kind, clip_files, tmp_path, monkeypatch):  # noqa: F811
+    """Rows with `datasets.Video()` contain video decoders."""
     columns = {
         "video": clip_files * 2,
         "video_id": [str(i) for i in range(6)],
@@ -83,10 +90,11 @@ def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypa
     }
     files = Dataset.from_dict(columns)
     decoded = files.cast_column("video", Video())
-    monkeypatch.setattr(
-        Video, "decode_example", lambda self, value, token_per_repo_id=None: Decoder(value["path"], value)
-    )
-    assert isinstance(decoded[0]["video"], Decoder)
+    if kind == "stand-in":
+        monkeypatch.setattr(
+            Video, "decode_example", lambda self, value, token_per_repo_id=None: Decoder(value["path"], value)
+        )
+    assert isinstance(decoded[0]["video"], Decoder if kind == "stand-in" else real_decoder())
     args = RegionLearnerTrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=3, per_device_eval_batch_size=4,
         max_steps=2, disable_tqdm=True, save_strategy="no", seed=1,
@@ -102,16 +110,12 @@ def test_the_trainer_takes_rows_of_video_decoders(clip_files, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_rows_of_torchcodec(clip_files):  # noqa: F811
-    pytest.importorskip(
-        "torchcodec", reason="torchcodec and FFmpeg are not installed", exc_type=(ImportError, RuntimeError)
-    )
-    from torchcodec.decoders import VideoDecoder
-
+    decoder = real_decoder()
     row = Dataset.from_dict({"video": clip_files}).cast_column("video", Video())[0]
     processor = tiny_processor()
     expected = processor(videos=clip_files[:1])["pixel_values_videos"]
     assert torch.equal(processor(videos=[row["video"]])["pixel_values_videos"], expected)
-    found = processor(videos=[VideoDecoder(clip_files[0])])["pixel_values_videos"]
+    found = processor(videos=[decoder(clip_files[0])])["pixel_values_videos"]
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
 
 

@@ -272,12 +272,14 @@ def test_a_wrong_program_is_not_passed_off_as_the_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("form", ["decoupled", "tubes"])
 @torch.no_grad()
-def test_ahead_of_time_inductor(tmp_path):
+def test_ahead_of_time_inductor(form, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     for name in ("text", "video", "model"):
-        part = ExportedPart(tiny_model(**TUBES), name).eval()
+        part = ExportedPart(tiny_model(**FORMS[form]), name).eval()
         inputs = part.example(batch=2, frames=2, length=4)
         dynamic = {key: dict.fromkeys(axes, Dim.DYNAMIC) for key, axes in part.dynamic_axes.items()}
         program = torch.export.export(part, (), inputs, dynamic_shapes=dynamic)

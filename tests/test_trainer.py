@@ -1,5 +1,6 @@
 """Tests what the Trainer adds: learning rates per tower and layer, frozen parts, logs, adapters and stages."""
 
+import inspect
 import json
 import math
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel, TrainerCallback, TrainerState
+from transformers import AutoModel, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.utils.logging import is_progress_bar_enabled
 
 from region_learner.corpora import load_corpus, make_corpus
@@ -533,3 +534,19 @@ def test_compiled(tmp_path):
     plain = run(tmp_path / "2", max_steps=2)
     for ours, expected in zip(compiled["log"], plain["log"], strict=True):
         assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_docstrings_say_what_changes_in_the_trainer():
+    """A method that overrides one of transformers' Trainer has its own docstring, and so has each callback."""
+    classes = [cls for cls in RegionLearnerTrainer.__mro__ if cls.__module__.startswith("region_learner.")]
+    overrides = {
+        f"{cls.__name__}.{name}": method.__doc__
+        for cls in classes
+        for name, method in vars(cls).items()
+        if inspect.isfunction(method) and hasattr(Trainer, name) and name != "__init__"
+    }
+    assert {"RegionLearnerTrainer.train", "SafeTrainer._save"} <= overrides.keys()
+    callbacks = [*TrainerCallback.__subclasses__(), *ProgressCallback.__subclasses__()]
+    ours = {cls.__name__: cls.__doc__ for cls in callbacks if cls.__module__.startswith("region_learner.")}
+    assert {"Progress", "_CodebookUpdates"} <= ours.keys()
+    assert [name for name, docstring in (overrides | ours).items() if not docstring] == []

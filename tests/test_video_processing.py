@@ -593,6 +593,22 @@ def test_titles_in_odd_encodings_do_not_matter(folder):
     assert read(data.replace(b"TITLE-TITLE", b"\xff\xfe\xffLE-TITLE"), 2)[1].total_num_frames == 5
 
 
+@pytest.mark.parametrize("expected", [{"metadata_errors": "ignore"}, {}], ids=["PyAV 18", "PyAV 19"])
+def test_metadata_errors_are_ignored_where_pyav_has_the_option(video, monkeypatch, expected):
+    """PyAV 19 no longer has this argument of `av.open`, and refuses it."""
+    given = []
+
+    def open_video(file, options, **others):
+        given.append(others)
+        return original(file, options=options)
+
+    original = av.open
+    monkeypatch.setattr(av, "open", open_video)
+    monkeypatch.setattr(av.container, "Container", type("Container", (), dict.fromkeys(expected)))
+    assert len(read(video, 2)[0]) == 1
+    assert given == [expected]
+
+
 def test_huge_frames_are_refused(folder):
     Image.new("L", (9000, 9000)).save(folder / "huge.png")
     with pytest.raises(VideoDecodeError, match=r"huge.png: .* more than 67108864 pixels"):

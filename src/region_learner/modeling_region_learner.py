@@ -1351,6 +1351,8 @@ class RegionLearnerPreTrainedModel(PreTrainedModel):
         if self._auto_class is not None and isinstance(self.config, RegionLearnerConfig):
             module = __name__.rpartition(".")[2]
             self.config.auto_map = {name: f"{module}.{found}" for name, found in _AUTO_CLASSES.items()}
+            if isinstance(self, RegionLearnerForVideoClassification):  # for AutoProcessor, if no other one is saved
+                self.config.processor_class = "RegionLearnerVideoProcessor"
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     # Adapters (PEFT)
