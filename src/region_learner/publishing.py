@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from . import __version__
 from .card_numbers import unbacked_numbers
 from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
 from .evaluation.provenance import weights_of
-from .evaluation.results import EvaluationResults, read_results, results_in
+from .evaluation.results import EvaluationResults, read_results, region_results_in, results_in
 from .files import near_file, shards_of
 from .hub import commit_files, in_words
 from .leaks import leaks
@@ -197,8 +197,10 @@ def check(
     _check_weights(directory)
     weights = weights_of(directory)
     results, others = _results(directory, weights)
+    regions, other_regions = _regions(directory, weights)
+    others |= other_regions
     run = published_run(directory)
-    named = [*results, *([RESULTS] if run else [])]
+    named = [*results, *regions, *([RESULTS] if run else [])]
     belong, left_out = checkpoint_files(directory, also=named)
     left_out |= others
     files: dict[str, Path | bytes] = dict(belong)
@@ -213,7 +215,7 @@ def check(
         described = _described(results, weights)
     text = _card(directory, repo, license, results, others)
     files.setdefault(CARD, text.encode())
-    notes += _check_card(directory, text, repo, results, others, run, is_public)
+    notes += _check_card(directory, text, repo, results, regions.values(), others, run, is_public)
     _check_leaks(directory, files)
     if loads:
         check_loads_without_package(files, directory)
@@ -265,17 +267,29 @@ def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, Evalua
     for path in paths:
         one = read_results(path)
         models = [part["model"] for part in one.folds or []] or [one.model]
-        mine = [model for model in models if model["weights"] == weights]
-        changed = [
-            name for model in mine for name, digest in model["files"].items() if not _same(directory / name, digest)
-        ]
-        if not mine:
-            others[path.name] = "results of other weights"
-        elif changed:
-            others[path.name] = f"results of another {changed[0]}"
+        if reason := _why_others(models, directory, weights):
+            others[path.name] = reason
         else:
             results[path.name] = one
     return results, others
+
+
+def _regions(directory: Path, weights: dict[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Returns the measurements of the regions of these weights, and why others in the directory do not count."""
+    found = region_results_in(directory)
+    reasons = {name: _why_others([one.get("model")], directory, weights) for name, one in found.items()}
+    mine = {name: one for name, one in found.items() if not reasons[name]}
+    return mine, {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_others(models: list[Any], directory: Path, weights: dict[str, str]) -> str:
+    """Returns why results of these models do not count for a checkpoint with these weights; empty if they do."""
+    mine = [model for model in models if isinstance(model, dict) and model.get("weights") == weights]
+    if not mine:
+        return "results of other weights"
+    digests = [item for model in mine for item in model.get("files", {}).items()]
+    changed = next((name for name, digest in digests if not _same(directory / name, digest)), None)
+    return f"results of another {changed}" if changed else ""
 
 
 def _described(results: Mapping[str, EvaluationResults], weights: dict[str, str]) -> Mapping[str, Any] | None:
@@ -326,6 +340,7 @@ def _check_card(
     text: str,
     repo: str,
     results: Mapping[str, EvaluationResults],
+    regions: Iterable[Mapping[str, Any]],
     others: Mapping[str, str],
     run: bytes | None,
     is_public: bool,
@@ -353,7 +368,7 @@ def _check_card(
     energy = emissions_of(directory)
     _check_energy(name, data.get("co2_eq_emissions"), energy)
     facts = [config, trained, vars(energy) if energy else {}]
-    if problems := unbacked_numbers(text, results, weights_of(directory), facts):
+    if problems := unbacked_numbers(text, results, weights_of(directory), facts, regions):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
             f"{name}: {problems[0]}, which is not in any results file of these weights in {directory}{_why(others)}"

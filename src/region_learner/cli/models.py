@@ -186,7 +186,7 @@ def push(
     """
     Check a checkpoint, and publish it on the Hub in one commit.
 
-    The checkpoint must load without the region-learner package, each metric in its card must come from a results file
+    The checkpoint must load without the region-learner package, the metrics in its card must come from results files
     of the same weights, and no file may contain a secret or a path on this machine. If there is no README.md, a card
     is made from the results files.
     """
