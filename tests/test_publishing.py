@@ -488,13 +488,70 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     assert commits(hub) == [before]
 
 
-def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint):
-    hub.faults = {"/commit/": None, "^DELETE": (500, "out of order")}
-    with pytest.raises(
-        OSError, match=r"The repository tester/mine, which was created for it, may be empty on the Hub"
-    ):
+LEFT = (
+    "The repository tester/mine, which was created for it, may still be on the Hub, and may be empty: push again, or "
+    "delete it."
+)
+FAULTS = {
+    "revoked": (401, "Invalid credentials in Authorization header"),
+    "forbidden": (403, "Forbidden"),
+    "without access": (404, "Repository not found", "RepoNotFound"),
+    "out of order": (500, "out of order"),
+    "no network": None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_from_any_request_after_the_creation_on(hub, checkpoint, fault, monkeypatch):
+    """The clean-up fails as well, so the new repository is left, and the error says so."""
+    checked = check(checkpoint, REPO)
+    monkeypatch.setattr(publishing, "check", lambda *_, **options: checked)  # once is enough
+    push(checkpoint, REPO)
+    requests = hub.requests[hub.requests.index(NEW) + 1 :]
+    assert len(requests) >= 4
+    for number in range(1, len(requests) + 1):
+        hub.repositories.clear()
+        hub.large_files.clear()
+        hub.requests.clear()
+
+        def break_down(request, number=number):
+            if NEW in hub.requests[:-number]:
+                hub.faults = {"": FAULTS[fault]}
+
+        hub.on_request = break_down
+        with pytest.raises(OSError, match=f"{re.escape(LEFT)}$") as failed:
+            push(checkpoint, REPO)
+        hub.on_request, hub.faults = lambda request: None, {}
+        assert ("belongs to somebody else" in str(failed.value)) == (fault == "forbidden")
+        assert commits(hub) == []
+
+
+def test_a_token_that_is_revoked_after_the_creation(hub, checkpoint):
+    hub.on_request = lambda request: hub.tokens.clear() if NEW in hub.requests[:-1] else None
+    with pytest.raises(OSError, match=rf"^The Hub refuses your token.* {re.escape(LEFT)}$"):
         push(checkpoint, REPO)
     assert commits(hub) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("cleaning", ["/tree/", "^DELETE"])
+def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint, cleaning, fault):
+    hub.faults = {"/commit/": None, cleaning: FAULTS[fault]}
+    with pytest.raises(OSError, match=re.escape(LEFT)):
+        push(checkpoint, REPO)
+    assert commits(hub) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_repository_that_cannot_be_created(hub, checkpoint, fault):
+    hub.faults = {NEW: FAULTS[fault]}
+    with pytest.raises(OSError, match=r" The repository was not created\.$"):
+        push(checkpoint, REPO)
+    assert hub.repositories == {}
+    hub.faults |= {"/tree/": FAULTS[fault]}  # the answer may be lost, but a refusal is certain
+    left = "may have been created for it, may still be" if fault in ("out of order", "no network") else "not created"
+    with pytest.raises(OSError, match=left):
+        push(checkpoint, REPO)
 
 
 def test_a_commit_whose_response_is_lost_is_not_removed(hub, checkpoint, monkeypatch):

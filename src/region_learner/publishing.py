@@ -28,7 +28,7 @@ from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, publishe
 from .evaluation.provenance import weights_of
 from .evaluation.results import EvaluationResults, read_results, region_results_in, results_in
 from .files import near_file, shards_of
-from .hub import commit_files, in_words
+from .hub import commit_files, in_words, status_of
 from .leaks import leaks
 from .loading import check_checkpoint, check_files, first_non_finite
 from .model_card import Emissions, draft_card, emissions_of, model_card
@@ -509,11 +509,13 @@ def _publish(
         The commit's address, and the files of an earlier model that it has removed.
     """
     is_space = repo_type == "space"
+    is_created = False
     try:
         with in_words(repo):
             if head is None:
                 sdk = "gradio" if is_space else None
                 api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
+                is_created = True
             # Texts that a user wrote about an existing Space are kept; the package in it is replaced as a whole.
             info, removed = commit_files(
                 api,
@@ -527,7 +529,12 @@ def _publish(
             )
             return info.commit_url, removed
     except BaseException as error:
-        left = _remove_if_empty(api, repo, repo_type) if head is None else _what_changed(api, repo, repo_type, head)
+        if head is not None:
+            left = _what_changed(api, repo, repo_type, head)
+        elif not is_created and 400 <= (status_of(error.__cause__) or 0) < 500:
+            left = "The repository was not created."
+        else:
+            left = _remove_if_empty(api, repo, repo_type, is_created)
         if isinstance(error, OSError | ValueError):
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{' '.join(str(error).split())} {left}") from error
@@ -599,20 +606,28 @@ def _what_changed(api: HfApi, repo: str, repo_type: str, head: str) -> str:
     return f"{repo} on the Hub now has another commit than before, {latest}: see {_address(api, repo, repo_type)}."
 
 
-def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
-    """Deletes a repository that was created for a commit that failed, and returns a sentence about the result."""
+def _remove_if_empty(api: HfApi, repo: str, repo_type: str, is_created: bool) -> str:
+    """
+    Deletes a repository that was created for a commit that failed, and returns a sentence about the result.
+
+    Args:
+        is_created: whether the Hub has confirmed that it has created the repository.
+    """
     try:
         made_by_hub = {".gitattributes", *([CARD] if repo_type == "space" else [])}
         if set(api.list_repo_files(repo, repo_type=repo_type)) <= made_by_hub:
             api.delete_repo(repo, repo_type=repo_type)
             return "The repository that was created for it has been deleted again."
         return f"The commit may have arrived nevertheless: see {_address(api, repo, repo_type)}."
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 404:  # and not 401, for a token that is not valid anymore
+    except Exception as error:  # for any reason, such as a lost connection or a token without access
+        if not is_created and isinstance(error, RepositoryNotFoundError) and status_of(error) == 404:
             return "The repository was not created."
-    except Exception:  # for any reason, such as a lost connection
         logger.debug("%s could not be removed", repo, exc_info=True)
-    return f"The repository {repo}, which was created for it, may be empty on the Hub: push again, or delete it."
+    was = "was" if is_created else "may have been"
+    return (
+        f"The repository {repo}, which {was} created for it, may still be on the Hub, and may be empty: push again, "
+        "or delete it."
+    )
 
 
 def _address(api: HfApi, repo: str, repo_type: str) -> str:
