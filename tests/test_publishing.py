@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -466,7 +467,7 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     hub.faults, message = FAILURES[name]
     code, out, err = run(capsys, checkpoint, REPO)
     assert (code, out) == (2, "")
-    line = err.splitlines()[-1]
+    (line,) = err.splitlines()
     assert line.startswith(f"region-learner: error: {message}"), line
     assert line.endswith(REMOVED)
     assert NEW in hub.requests
@@ -476,6 +477,7 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     # A repository that existed before is unchanged.
     hub.faults = {}
     push(checkpoint, REPO)
+    capsys.readouterr()  # a progress bar
     (before,) = commits(hub)
     hub.large_files.clear()
     hub.faults, _ = FAILURES[name]
@@ -484,7 +486,8 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n")
     code, _, err = run(capsys, checkpoint, REPO)
     assert code == 2
-    assert err.splitlines()[-1].endswith("tester/mine on the Hub is unchanged.")
+    (line,) = err.splitlines()
+    assert line.endswith("tester/mine on the Hub is unchanged.")
     assert commits(hub) == [before]
 
 
@@ -617,7 +620,39 @@ def test_without_a_network(hub, checkpoint, capsys):
     hub.stop()
     code, _, err = run(capsys, checkpoint, REPO)
     assert code == 2
-    assert err.splitlines()[-1].startswith("region-learner: error: The connection to the Hub failed (")
+    (line,) = err.splitlines()
+    assert line.startswith("region-learner: error: The connection to the Hub failed (")
+
+
+@pytest.mark.parametrize("is_space", [False, True])
+def test_a_network_that_breaks_for_good_is_an_error_of_one_line(hub, checkpoint, is_space):
+    """The command runs in a separate process, whose whole stderr is looked at: with the warnings of all libraries."""
+    commit = f"POST /api/{'spaces' if is_space else 'models'}/{REPO}/commit/main"
+    hub.on_request = lambda request: hub.faults.update({"": None} if request == commit else {})
+    script = (
+        "import sys; from region_learner import publishing; from region_learner.cli import main; "
+        "publishing.check_loads_without_package = lambda *_: None; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", script, "push", str(checkpoint), REPO, *["--space"] * is_space]
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "region-learner: error: "
+        + ("The model is published (http" if is_space else "The connection to the Hub failed (")
+    )
+    assert "may still be on the Hub" in line
+
+
+def test_messages_of_the_hub_are_hidden_only_by_the_command(hub, checkpoint, capsys, caplog):
+    hub.faults = {"^PUT /lfs/": None}
+    run(capsys, checkpoint, REPO)
+    assert not caplog.records
+    with pytest.raises(OSError, match="The connection to the Hub failed"):
+        push(checkpoint, REPO)
+    assert "Retrying in" in caplog.text
+    assert "model.safetensors:" in capsys.readouterr().err  # a progress bar
 
 
 # --- The Space -----------------------------------------------------------------------------------------------

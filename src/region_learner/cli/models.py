@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, Model, mapping
-from .output import print_json, print_result, print_rows, print_wrote
+from .output import print_json, print_result, print_rows, print_wrote, quiet_hub
 
 
 def convert(
@@ -192,9 +192,10 @@ def push(
     """
     from ..publishing import push as push_to_hub
 
-    pushed = push_to_hub(
-        model, repo, private=not public, dry_run=dry_run, space=space, license=license, message=message
-    )
+    with quiet_hub():
+        pushed = push_to_hub(
+            model, repo, private=not public, dry_run=dry_run, space=space, license=license, message=message
+        )
     if as_json:
         print_json(vars(pushed))
     else:
