@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,19 +46,21 @@ class Repository:
 class LocalHub:
     """
     Serves repositories at `url`, a free port of this machine, until it is stopped. Anyone may read what is not
-    private; writing requires a token in `tokens`, and only repositories of `USER` can be written to. Use it as a
-    context manager.
+    private; writing requires a token in `tokens`, and only repositories of `USER` can be written to. A request with
+    another token is refused, whatever it is for. Use it as a context manager.
 
     `repositories` has models by name, and Spaces by `spaces/` and their name. `quota` limits the total bytes of large
-    files. `faults` maps patterns of requests such as "POST /api/repos/create" to the answer: a status and a message,
-    or None for a connection that breaks in the middle of the request.
+    files. `faults` maps patterns of requests such as "POST /api/repos/create" to the answer: a status, a message and,
+    optionally, an error code, or None for a connection that breaks in the middle of the request. `on_request` is
+    called with each request before it is answered.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.tokens = {TOKEN}
         self.quota: int | None = None
-        self.faults: dict[str, tuple[int, str] | None] = {}
+        self.faults: dict[str, tuple | None] = {}
+        self.on_request: Callable[[str], Any] = lambda request: None
         self.large_files: dict[str, bytes] = {}  # by their SHA-256
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -121,8 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         path = unquote(urlsplit(self.path).path)
         self.hub: LocalHub = self.server.hub  # type: ignore[attr-defined]
-        self.hub.requests.append(f"{self.command} {path}")
         request = f"{self.command} {path}"
+        self.hub.requests.append(request)
+        self.hub.on_request(request)
         fault = next((fault for pattern, fault in self.hub.faults.items() if re.search(pattern, request)), ())
         if fault is None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
@@ -133,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault:
                 raise _RequestError(*fault)
+            if "Authorization" in self.headers:
+                self._check_token()
             for methods, pattern, action in _ROUTES:
                 if self.command in methods and (match := re.fullmatch(pattern, path)):
                     # Uploads go to a signed URL, and anyone may check whether a card is valid.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from transformers import AutoProcessor
 
 from region_learner import RegionLearnerModel, publishing
 from region_learner.card_numbers import unbacked_numbers
-from region_learner.checkpoint_files import checkpoint_files
+from region_learner.checkpoint_files import checkpoint_files, is_results
 from region_learner.cli import main
 from region_learner.evaluation.provenance import describe_model, weights_of
 from region_learner.evaluation.results import EvaluationResults, read_results, results_in, write_results
@@ -34,7 +35,7 @@ from .conftest import ROOT, tiny_model
 from .fresh_process import run_script
 from .local_hub import LocalHub
 from .test_hub import CAPTIONS, SOURCES
-from .test_model_card import MSVD, folds
+from .test_model_card import HMDB51, MSVD, folds
 from .test_pipelines import write_clip
 
 REPO = "tester/mine"
@@ -466,7 +467,7 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     hub.faults, message = FAILURES[name]
     code, out, err = run(capsys, checkpoint, REPO)
     assert (code, out) == (2, "")
-    line = err.splitlines()[-1]
+    (line,) = err.splitlines()
     assert line.startswith(f"region-learner: error: {message}"), line
     assert line.endswith(REMOVED)
     assert NEW in hub.requests
@@ -476,6 +477,7 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     # A repository that existed before is unchanged.
     hub.faults = {}
     push(checkpoint, REPO)
+    capsys.readouterr()  # a progress bar
     (before,) = commits(hub)
     hub.large_files.clear()
     hub.faults, _ = FAILURES[name]
@@ -484,17 +486,75 @@ def test_a_failed_push_leaves_nothing_behind(hub, checkpoint, capsys, name):
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n")
     code, _, err = run(capsys, checkpoint, REPO)
     assert code == 2
-    assert err.splitlines()[-1].endswith("tester/mine on the Hub is unchanged.")
+    (line,) = err.splitlines()
+    assert line.endswith("tester/mine on the Hub is unchanged.")
     assert commits(hub) == [before]
 
 
-def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint):
-    hub.faults = {"/commit/": None, "^DELETE": (500, "out of order")}
-    with pytest.raises(
-        OSError, match=r"The repository tester/mine, which was created for it, may be empty on the Hub"
-    ):
+LEFT = (
+    "The repository tester/mine, which was created for it, may still be on the Hub, and may be empty: push again, or "
+    "delete it."
+)
+FAULTS = {
+    "revoked": (401, "Invalid credentials in Authorization header"),
+    "forbidden": (403, "Forbidden"),
+    "without access": (404, "Repository not found", "RepoNotFound"),
+    "out of order": (500, "out of order"),
+    "no network": None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_from_any_request_after_the_creation_on(hub, checkpoint, fault, monkeypatch):
+    """The clean-up fails as well, so the new repository is left, and the error says so."""
+    checked = check(checkpoint, REPO)
+    monkeypatch.setattr(publishing, "check", lambda *_, **options: checked)  # once is enough
+    push(checkpoint, REPO)
+    requests = hub.requests[hub.requests.index(NEW) + 1 :]
+    assert len(requests) >= 4
+    for number in range(1, len(requests) + 1):
+        hub.repositories.clear()
+        hub.large_files.clear()
+        hub.requests.clear()
+
+        def break_down(request, number=number):
+            if NEW in hub.requests[:-number]:
+                hub.faults = {"": FAULTS[fault]}
+
+        hub.on_request = break_down
+        with pytest.raises(OSError, match=f"{re.escape(LEFT)}$") as failed:
+            push(checkpoint, REPO)
+        hub.on_request, hub.faults = lambda request: None, {}
+        assert ("belongs to somebody else" in str(failed.value)) == (fault == "forbidden")
+        assert commits(hub) == []
+
+
+def test_a_token_that_is_revoked_after_the_creation(hub, checkpoint):
+    hub.on_request = lambda request: hub.tokens.clear() if NEW in hub.requests[:-1] else None
+    with pytest.raises(OSError, match=rf"^The Hub refuses your token.* {re.escape(LEFT)}$"):
         push(checkpoint, REPO)
     assert commits(hub) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("cleaning", ["/tree/", "^DELETE"])
+def test_a_repository_that_cannot_be_removed_is_named(hub, checkpoint, cleaning, fault):
+    hub.faults = {"/commit/": None, cleaning: FAULTS[fault]}
+    with pytest.raises(OSError, match=re.escape(LEFT)):
+        push(checkpoint, REPO)
+    assert commits(hub) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_repository_that_cannot_be_created(hub, checkpoint, fault):
+    hub.faults = {NEW: FAULTS[fault]}
+    with pytest.raises(OSError, match=r" The repository was not created\.$"):
+        push(checkpoint, REPO)
+    assert hub.repositories == {}
+    hub.faults |= {"/tree/": FAULTS[fault]}  # the answer may be lost, but a refusal is certain
+    left = "may have been created for it, may still be" if fault in ("out of order", "no network") else "not created"
+    with pytest.raises(OSError, match=left):
+        push(checkpoint, REPO)
 
 
 def test_a_commit_whose_response_is_lost_is_not_removed(hub, checkpoint, monkeypatch):
@@ -560,7 +620,35 @@ def test_without_a_network(hub, checkpoint, capsys):
     hub.stop()
     code, _, err = run(capsys, checkpoint, REPO)
     assert code == 2
-    assert err.splitlines()[-1].startswith("region-learner: error: The connection to the Hub failed (")
+    (line,) = err.splitlines()
+    assert line.startswith("region-learner: error: The connection to the Hub failed (")
+
+
+def test_a_network_that_breaks_for_good_is_an_error_of_one_line(hub, checkpoint):
+    """The command runs in a separate process, whose whole stderr is looked at: with the warnings of all libraries."""
+    hub.on_request = lambda request: hub.faults.update({"": None} if "/lfs/" in request else {})
+    script = (
+        "import sys, types; import huggingface_hub.utils._http as http; from region_learner import publishing\n"
+        "from region_learner.cli import main; http.time = types.SimpleNamespace(sleep=lambda seconds: None)\n"
+        "publishing.check_loads_without_package = lambda *_: None; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", script, "push", str(checkpoint), REPO]
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("region-learner: error: The connection to the Hub failed (")
+    assert line.endswith(LEFT)
+
+
+def test_messages_of_the_hub_are_hidden_only_by_the_command(hub, checkpoint, capsys, caplog):
+    hub.faults = {"^PUT /lfs/": None}
+    run(capsys, checkpoint, REPO)
+    assert not caplog.records
+    with pytest.raises(OSError, match="The connection to the Hub failed"):
+        push(checkpoint, REPO)
+    assert "Retrying in" in caplog.text
+    assert "model.safetensors:" in capsys.readouterr().err  # a progress bar
 
 
 # --- The Space -----------------------------------------------------------------------------------------------
@@ -689,6 +777,30 @@ UNBACKED = {
     "| model | R@1 |\n|---|---|\n| mine | 9.99e1 |": "claims 9.99e1",
     "| R@1 | R@5 |\n|---|---|\n| 99.9pp | 70.1 |": "claims 99.9pp",
     "| model | R@1 |\n|---|---|\n| mine | 99.9 (000000000000) |": "claims 99.9",
+    "Top-1: 99.9": "claims 99.9 in 'Top-1: 99.9' (measured: 45.68",
+    "A top-1 of 99.9%": "claims 99.9",
+    "A top-1 of 77%": "claims 77",  # which is the top-5
+    "Top 1 is 99, top5 is 77.0": "claims 99",
+    "Top-1/Top-5: 50.0/99.9": "claims 99.9",
+    "A top-5 accuracy of 81.5": "claims 81.5",  # which is another accuracy
+    "An accuracy of 77.0": "claims 77.0",
+    "Acc@1: 99": "claims 99",
+    "99 percent accuracy": "claims 99",
+    "Its mean IoU is 99.9": "claims 99.9",
+    "An mIoU of 99": "claims 99",
+    "Its intersection over union is 99.9%": "claims 99.9",
+    "IoU@0.5 is 99": "claims 99",
+    "Its median rank is 1": "claims 1",
+    "A mean rank of only 1": "claims 1",
+    "MdR 1, MnR 7.5": "claims 1",
+    "A geometric mean of 99.9": "claims 99.9",
+    "F1 of 99.9": "claims 99.9",
+    "An F1-score of 99": "claims 99",
+    "Hit rate 99.9%": "claims 99.9",
+    "Hit@5: 99": "claims 99",
+    "A pointing accuracy of 81.5": "claims 81.5",
+    "A precision of 99.9%": "claims 99.9",
+    "An MRR of 0.99": "claims 0.99",
 }
 BACKED = [
     "It reaches R@1 45.7 and R@5 70.1 on the 668 test videos of MSVD, with MedR 2.",
@@ -698,11 +810,15 @@ BACKED = [
     "Measured with torch 2.14.0 in 2026, R@1 is 45.7. See SHA-256 and recall on 2026-11-25.",
     "Re-ranked, the accuracy is 90.5 instead of 81.5; t2v_R@1 is 45.7, and R@5 70.1.",
     "The recall of its 34 classes was not measured. A perfect R@1 is not possible.",
+    "Top-1: 50.0, top-5 accuracy 77 %. Hit@5 is 70.1, the median rank 2, and the mean rank 7.5 (gmean 60.0).",
+    "It returns the top 5 hits in 0.3 seconds. The top 10% of 1.5 hours are the top-100 candidates.",
+    "R@1 is 45.7 after 1.5 hours and 3.5 epochs. In bf16 precision, training is 2.5 times faster.",
 ]
 
 
 def numbers_of(text: str) -> list[str]:
-    metrics = {"t2v_R@1": 45.678, "t2v_R@5": 70.1, "t2v_MedR": 2.0, "v2t_R@1": 41.0, "accuracy": 81.5}
+    metrics = {"t2v_R@1": 45.678, "t2v_R@5": 70.1, "t2v_MedR": 2.0, "t2v_MeanR": 7.5, "t2v_gmean": 60.0}
+    metrics |= {"v2t_R@1": 41.0, "accuracy": 81.5, "top1": 50.0, "top5": 77.0}
     one = dataclasses.replace(MSVD, metrics=metrics, rescored={"rr_accuracy": 90.5})
     return unbacked_numbers(f"---\nlicense: mit\n---\n\n{text}\n", {"a": one}, one.model["weights"], FACTS)
 
@@ -722,11 +838,33 @@ def test_cards_that_are_made_here_pass(tmp_path):
     results = {path.name: read_results(path) for path in results_in(directory)}
     run = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     weights = next(iter(results.values())).model["weights"]
-    assert unbacked_numbers((directory / "README.md").read_text(encoding="utf-8"), results, weights, [run]) == []
-    for number, one in enumerate((folds(several_models=False), MSVD)):
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    regions = json.loads((directory / "regions.json").read_text(encoding="utf-8"))
+    assert unbacked_numbers(card, results, weights, [run], [regions]) == []
+    (problem, *_) = unbacked_numbers(card, results, weights, [run])
+    assert "claims 44.9 in 'The best mask for an object in a frame has a mean IoU of 44.9%" in problem
+    actions = dataclasses.replace(HMDB51, metrics={"top1": 50.0, "top5": 77.0})
+    for number, one in enumerate((folds(several_models=False), MSVD, actions)):
         path = tmp_path / f"{number}.json"
         write_results(one, path)
         assert unbacked_numbers(model_card([path]), {"one.json": one}, MSVD.model["weights"]) == []
+
+
+def test_measured_regions_count_for_their_weights(checkpoint, loads):
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\nIts mean IoU is 44.9, that of k-means 28.4.\n")
+    regions = {"objects": 9, "learned": {"iou": 44.93, "masks": 12}, "kmeans": {"iou": 28.36, "stability": None}}
+    own = read_results(checkpoint / "msvd.json").model
+    (checkpoint / "regions.json").write_text(json.dumps(regions | {"model": own}))
+    assert "regions.json" in check(checkpoint, REPO).files
+    assert is_results((checkpoint / "regions.json").read_bytes())  # so that another model replaces it
+    for model, reason in (
+        (own | {"weights": {"model.safetensors": "ab" * 32}}, "results of other weights"),
+        (own | {"files": {"config.json": "ab" * 32}}, "results of another config.json"),
+        (None, "results of other weights"),  # an earlier version did not name the weights
+    ):
+        (checkpoint / "regions.json").write_text(json.dumps(regions | {"model": model}))
+        with pytest.raises(ValueError, match=rf"claims 44.9 .*\(regions.json: {reason}\)"):
+            check(checkpoint, REPO)
 
 
 # --- Secrets in any file -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load
 from transformers import TrainerCallback
 
@@ -213,6 +214,23 @@ def test_a_failed_push_does_not_end_training(hub, tmp_path, caplog):
     with pytest.raises(OSError, match="Pushing tester/in-training failed"):
         trainers[0].push_to_hub()
     assert not list(Path(tmp_path / "run").glob(".push-*"))
+
+
+def test_a_repository_that_cannot_be_created_is_an_error_of_one_line(hub, tmp_path):
+    hub.faults = {"/repos/create": (403, "You don't have the rights to create a model")}
+    with pytest.raises(
+        PermissionError, match=r"^You cannot write to else/mine \(the Hub says: You don't.*$"
+    ) as failed:
+        train(tmp_path / "run", hub_model_id="else/mine")
+    assert isinstance(failed.value.__cause__, HfHubHTTPError)
+    hub.faults = {}
+    hub.tokens.clear()
+    with pytest.raises(PermissionError, match=r"^The Hub refuses your token.*run `hf auth login`\.$"):
+        train(tmp_path / "run", hub_model_id=None)
+    hub.faults = {"": None}
+    with pytest.raises(OSError, match=r"^The connection to the Hub failed \(.*$"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
 
 
 def test_a_repository_for_training_is_private_unless_it_is_asked_for(hub, tmp_path):

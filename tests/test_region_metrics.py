@@ -17,6 +17,7 @@ from region_learner.cli import main
 from region_learner.corpora import CorpusError, load_corpus, load_masks, make_corpus
 from region_learner.corpora.encoding import add_video_stream
 from region_learner.evaluation import RegionMetrics, region_quality, region_quality_of_batches, region_report
+from region_learner.evaluation.provenance import describe_model
 from region_learner.evaluation.region_baselines import (
     BASELINES,
     _first_centers,
@@ -749,7 +750,7 @@ def test_command_with_a_corpus(checkpoint, processor, capsys, monkeypatch):
     model = tiny_model(text=tiny_text_config(vocab_size=200))
     rows = load_corpus("moving_shapes", split="test", **options)
     expected = region_quality(model, processor, rows, batch_size=2, progress=False)
-    assert json.loads(out) == expected
+    assert json.loads(out) == {"model": describe_model(model, str(checkpoint))} | expected
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     for name in ("learned", "uniform"):  # uniform masks own nothing, so they have no stability

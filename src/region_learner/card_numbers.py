@@ -18,17 +18,41 @@ _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
 _DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
 _DATE = re.compile(r"\b\d{4}-\d\d-\d\d\b")
 
-# Words for metrics: R@1, Recall@1, R@1/5/10, recall, and so on.
+# Words for metrics, and the names in results files that each of them may mean; both are patterns.
+_WORDS = {
+    r"recalls?|hit[\s-]?rates?": "R@",
+    r"accurac(?:y|ies)|acc": "accuracy|^top1$",
+    r"MedR|MdR|median\s(?:retrieval\s)?ranks?": "MedR",
+    r"MeanR|MnR|(?:mean|average)\s(?:retrieval\s)?ranks?": "MeanR",
+    r"gmean|geometric\smean": "gmean",
+    r"m?IoU|intersection[\s-]over[\s-]union|Jaccard": "iou$",
+    r"pointing(?:\s(?:game|accuracy))?": "pointing$",
+    r"(?<!mixed[\s-])(?<!half[\s-])(?<!full[\s-])(?<!bit[\s-])(?<!\d\s)precision|P@\d+": "precision$",
+    r"(?-i:mAP)|(?:mean\s)?average\sprecision": "mAP",
+    r"nDCG": "nDCG",
+    r"F1(?:[\s-]?score)?|F[\s-]?score": "F1",
+    r"MRR|mean\sreciprocal\srank": "MRR",
+}
+# The same with a number of entries (R@1, recall at 1, R@1/5/10, hit@5, top-1, Acc@1), not "the top 5 hits".
 _METRIC = re.compile(
-    r"(?<![A-Za-z])(?:(?:R|recall)\s?(?:@|at)\s?\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
-    r"|(?P<word>recall|MedR|MeanR|accuracy|(?-i:mAP)|nDCG)(?![a-z]))(?:@\d+)?",
+    r"(?<![A-Za-z])(?:"
+    r"(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
+    r"|(?:top[\s@-]?|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
+    r"(?!\s?%|\s(?:results?|candidates?|entries|hits?|matches|videos?|clips?|texts?|captions?|classes)\b)"
+    rf"|(?P<word>{'|'.join(_WORDS)})(?![a-z])(?:@\d++(?:\.\d++)?(?::\d++(?:\.\d++)?)?)?)",
     re.IGNORECASE,
 )
 # In a sentence with a metric (§), the numbers that are its values: those that are written like a measurement, and
-# integers that only a few words separate from the metric ("R@1 of 64").
-_MEASURED = re.compile(r"[.eE]|%")
-_BEFORE = re.compile(r"§[^\w(\[,;.§]*(?:(?:of|is|was|are|at|to|by|about|over|than|reaches)\b[^\w(\[]*)*$")
+# integers that only a few words separate from the metric ("R@1 of 64"). Numbers with a unit are of something else.
+_MEASURED = re.compile(r"[.%]|e[-+\d]|per\s?cent", re.IGNORECASE)
+_BEFORE = re.compile(
+    r"§[^\w(\[,;.§]*(?:(?:of|is|was|are|at|to|by|about|only|just|nearly|over|above|below|than|reaches)\b[^\w(\[]*)*$"
+)
 _AFTER = re.compile(r"[^\w)\],:;.]*(?:(?:in|for|as)\b\W*)?§")
+_UNIT = re.compile(
+    r"\s?(?:m?s|seconds?|minutes?|hours?|[kMGT]i?B|fps|epochs?|steps?|videos?|clips?|frames?|texts?|captions?|queries"
+    r"|objects)\b"
+)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_])(?![a-z])")
 
 
@@ -52,10 +76,9 @@ class _Known(NamedTuple):
             return self.metrics[text]
         names: set[str] = set()
         rest = text
-        for name in self.metrics:
-            if re.search(exact := rf"(?<![\w@]){re.escape(name)}(?![\w@])", text):
-                names.add(name)
-                rest = rest if _METRIC.fullmatch(name) else re.sub(exact, "", rest)  # t2v_R@1 is not any R@1
+        for name in (name for name in self.metrics if not _METRIC.fullmatch(name)):
+            rest, found = re.subn(rf"(?<![\w@]){re.escape(name)}(?![\w@])", "", rest)  # t2v_R@1 is not any R@1
+            names |= {name} if found else set()
         words = [_pattern_of(match) for match in _METRIC.finditer(rest)]
         names |= {name for name in self.metrics if any(re.search(word, name, re.IGNORECASE) for word in words)}
         if not names and not words:
@@ -65,31 +88,40 @@ class _Known(NamedTuple):
 
 def _pattern_of(metric: re.Match) -> str:
     """Returns a pattern of the names in results files that a word for a metric may mean."""
-    if metric["k"]:
-        return f"R@({'|'.join(re.findall('[0-9]+', metric['k']))})$"
-    return {"recall": "R@", "accuracy": "accuracy|^top"}.get(metric["word"].lower(), metric["word"])
+    if metric["word"]:
+        return next(names for word, names in _WORDS.items() if re.fullmatch(word, metric["word"], re.IGNORECASE))
+    numbers = re.findall("[0-9]+", metric["k"] or metric["top"])
+    names = f"({'R@' if metric['k'] else 'R@|top'})({'|'.join(numbers)})$"
+    return f"{names}|accuracy" if metric["top"] and "1" in numbers else names
 
 
 def unbacked_numbers(
-    text: str, results: Mapping[str, EvaluationResults], weights: Mapping[str, str], facts: Iterable[Any] = ()
+    text: str,
+    results: Mapping[str, EvaluationResults],
+    weights: Mapping[str, str],
+    facts: Iterable[Any] = (),
+    regions: Iterable[Mapping[str, Any]] = (),
 ) -> list[str]:
     """
     Returns a description of each number in a card that is not in a results file, at the precision that it is written
     with. Checked are the numbers in the metadata (`model-index`) and in tables, and those that other text states as
-    the value of a metric, such as "R@1 of 45.7". Numbers of a metric are compared with metrics only.
+    the value of a metric, such as "R@1 of 45.7"; docs/publish.md lists the words for metrics. Numbers of a metric are
+    compared with metrics only.
 
     Args:
         text: text of the card.
         results: results by file name, all of the weights that the card describes.
         weights: the SHA-256 of these weights by file.
         facts: other mappings and lists whose numbers may occur in tables: the configuration, the training run.
+        regions: what `region-learner regions MODEL --corpus NAME --json` printed for this model.
     """
     card = ModelCard(text)
-    metrics = _metrics(results.values())
+    regions = list(regions)
+    metrics = _metrics(results.values(), regions)
     numbers = [number for values in metrics.values() for number in values]
     numbers += [number for one in results.values() for number in _numbers([one.model, one.data, one.protocol])]
     numbers += [number for one in results.values() for part in one.folds or [] for number in _numbers(part)]
-    numbers += list(_numbers(facts))
+    numbers += list(_numbers([*facts, *regions]))
     known = _Known(metrics, numbers)
     problems = _of_model_index(card, results)
     for part in _parts(card.text):
@@ -142,11 +174,13 @@ def _of_sentences(text: str, known: _Known) -> list[str]:
         for match in _NUMBER.finditer(masked):
             rest = masked[match.end() :]
             is_value = (
-                _MEASURED.search(match["digits"] + rest.lstrip()[:1])
+                _MEASURED.match(rest.lstrip())
+                or _MEASURED.search(match["digits"])
                 or _BEFORE.search(masked[: match.start()])
                 or _AFTER.match(rest)
             )
-            if is_value and not _is_one_of(match, [*values, *counts]):
+            has_unit = _UNIT.match(masked, match.end("digits"))
+            if is_value and not has_unit and not _is_one_of(match, [*values, *counts]):
                 shown = " ".join(sentence.split())
                 problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values)}")
     return problems
@@ -177,12 +211,16 @@ def _is(text: str, scale: float, value: float) -> bool:
     return abs(written * scale - value) <= (0.5 * 10**-decimals + 1e-9) * scale
 
 
-def _metrics(results: Iterable[EvaluationResults]) -> dict[str, list[float]]:
-    """Returns the values of each metric in all results, those of single folds among them."""
+def _metrics(results: Iterable[EvaluationResults], regions: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Returns the values of each metric in all results: those of single folds and of all kinds of masks, too."""
     found: dict[str, list[float]] = {}
+    parts: list[Mapping[str, Any]] = []
     for one in results:
-        parts = [one.metrics, one.rescored or {}, one.reranked or {}, *(part["metrics"] for part in one.folds or [])]
-        for name, value in (item for part in parts for item in part.items()):
+        parts += [one.metrics, one.rescored or {}, one.reranked or {}, *(part["metrics"] for part in one.folds or [])]
+    for masks in regions:
+        parts += [row for name, row in masks.items() if isinstance(row, dict) and name != "model"]
+    for name, value in (item for part in parts for item in part.items()):
+        if isinstance(value, int | float) and name != "masks":  # their number
             found.setdefault(name, []).append(value)
     return found
 

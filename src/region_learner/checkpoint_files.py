@@ -116,12 +116,12 @@ def replaced_files(present: Iterable[str], files: Iterable[str]) -> set[str]:
 
 
 def is_results(content: bytes) -> bool:
-    """Returns whether a file has results of an evaluation, or is the results.json of a training run."""
+    """Returns whether a file has results of an evaluation or of regions, or is the results.json of a training run."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    kinds = ({"schema", "model", "protocol", "metrics"}, {"train", "arguments"})
+    kinds = ({"schema", "model", "protocol", "metrics"}, {"model", "learned", "objects"}, {"train", "arguments"})
     return isinstance(found, dict) and any(kind <= found.keys() for kind in kinds)
 
 

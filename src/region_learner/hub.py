@@ -95,11 +95,12 @@ def in_words(repo: str) -> Iterator[None]:
         cause: BaseException = error  # uploads raise a RuntimeError: from another error, or on its own (hf_xet)
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        kind = PermissionError if _status(cause) in (401, 403, 404) else OSError
+        kind = PermissionError if status_of(cause) in (401, 403, 404) else OSError
         raise kind(hub_error(cause, repo)) from error
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException | None) -> int | None:
+    """Returns the HTTP status of an error of the Hub; None for other errors, such as a lost connection."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -107,7 +108,7 @@ def hub_error(error: BaseException, repo: str) -> str:
     """Returns a one-line explanation of an error of the Hub, and what to do."""
     said = " ".join(str(getattr(error, "server_message", None) or "").split())
     says = f" (the Hub says: {said[:300]})" if said else ""
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, LocalTokenNotFoundError):
         return "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token with write access."
     if isinstance(error, OfflineModeIsEnabled):
@@ -121,7 +122,12 @@ def hub_error(error: BaseException, repo: str) -> str:
         )
     if status == 402:
         return f"The Hub requires payment for {repo}{says}: see the billing settings of its owner."
-    if status in (403, 404):
+    if status == 404:
+        return (
+            f"The Hub does not find {repo}{says}: it does not exist, or your token has no access to it. Check the "
+            "name, or run `hf auth login` with a token that has write access."
+        )
+    if status == 403:
         return (
             f"You cannot write to {repo}{says}: it belongs to somebody else, or your token has no write access. "
             "Choose another name, or run `hf auth login` with a token that has write access."

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from . import __version__
 from .card_numbers import unbacked_numbers
 from .checkpoint_files import CARD, RESULTS, WEIGHTS, checkpoint_files, published_run
 from .evaluation.provenance import weights_of
-from .evaluation.results import EvaluationResults, read_results, results_in
+from .evaluation.results import EvaluationResults, read_results, region_results_in, results_in
 from .files import near_file, shards_of
-from .hub import commit_files, in_words
+from .hub import commit_files, in_words, status_of
 from .leaks import leaks
 from .loading import check_checkpoint, check_files, first_non_finite
 from .model_card import Emissions, draft_card, emissions_of, model_card
@@ -197,8 +197,10 @@ def check(
     _check_weights(directory)
     weights = weights_of(directory)
     results, others = _results(directory, weights)
+    regions, other_regions = _regions(directory, weights)
+    others |= other_regions
     run = published_run(directory)
-    named = [*results, *([RESULTS] if run else [])]
+    named = [*results, *regions, *([RESULTS] if run else [])]
     belong, left_out = checkpoint_files(directory, also=named)
     left_out |= others
     files: dict[str, Path | bytes] = dict(belong)
@@ -213,7 +215,7 @@ def check(
         described = _described(results, weights)
     text = _card(directory, repo, license, results, others)
     files.setdefault(CARD, text.encode())
-    notes += _check_card(directory, text, repo, results, others, run, is_public)
+    notes += _check_card(directory, text, repo, results, regions.values(), others, run, is_public)
     _check_leaks(directory, files)
     if loads:
         check_loads_without_package(files, directory)
@@ -265,17 +267,29 @@ def _results(directory: Path, weights: dict[str, str]) -> tuple[dict[str, Evalua
     for path in paths:
         one = read_results(path)
         models = [part["model"] for part in one.folds or []] or [one.model]
-        mine = [model for model in models if model["weights"] == weights]
-        changed = [
-            name for model in mine for name, digest in model["files"].items() if not _same(directory / name, digest)
-        ]
-        if not mine:
-            others[path.name] = "results of other weights"
-        elif changed:
-            others[path.name] = f"results of another {changed[0]}"
+        if reason := _why_others(models, directory, weights):
+            others[path.name] = reason
         else:
             results[path.name] = one
     return results, others
+
+
+def _regions(directory: Path, weights: dict[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Returns the measurements of the regions of these weights, and why others in the directory do not count."""
+    found = region_results_in(directory)
+    reasons = {name: _why_others([one.get("model")], directory, weights) for name, one in found.items()}
+    mine = {name: one for name, one in found.items() if not reasons[name]}
+    return mine, {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_others(models: list[Any], directory: Path, weights: dict[str, str]) -> str:
+    """Returns why results of these models do not count for a checkpoint with these weights; empty if they do."""
+    mine = [model for model in models if isinstance(model, dict) and model.get("weights") == weights]
+    if not mine:
+        return "results of other weights"
+    digests = [item for model in mine for item in model.get("files", {}).items()]
+    changed = next((name for name, digest in digests if not _same(directory / name, digest)), None)
+    return f"results of another {changed}" if changed else ""
 
 
 def _described(results: Mapping[str, EvaluationResults], weights: dict[str, str]) -> Mapping[str, Any] | None:
@@ -326,6 +340,7 @@ def _check_card(
     text: str,
     repo: str,
     results: Mapping[str, EvaluationResults],
+    regions: Iterable[Mapping[str, Any]],
     others: Mapping[str, str],
     run: bytes | None,
     is_public: bool,
@@ -353,7 +368,7 @@ def _check_card(
     energy = emissions_of(directory)
     _check_energy(name, data.get("co2_eq_emissions"), energy)
     facts = [config, trained, vars(energy) if energy else {}]
-    if problems := unbacked_numbers(text, results, weights_of(directory), facts):
+    if problems := unbacked_numbers(text, results, weights_of(directory), facts, regions):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
             f"{name}: {problems[0]}, which is not in any results file of these weights in {directory}{_why(others)}"
@@ -494,11 +509,13 @@ def _publish(
         The commit's address, and the files of an earlier model that it has removed.
     """
     is_space = repo_type == "space"
+    is_created = False
     try:
         with in_words(repo):
             if head is None:
                 sdk = "gradio" if is_space else None
                 api.create_repo(repo, private=private, repo_type=repo_type, space_sdk=sdk, exist_ok=True)
+                is_created = True
             # Texts that a user wrote about an existing Space are kept; the package in it is replaced as a whole.
             info, removed = commit_files(
                 api,
@@ -512,7 +529,12 @@ def _publish(
             )
             return info.commit_url, removed
     except BaseException as error:
-        left = _remove_if_empty(api, repo, repo_type) if head is None else _what_changed(api, repo, repo_type, head)
+        if head is not None:
+            left = _what_changed(api, repo, repo_type, head)
+        elif not is_created and 400 <= (status_of(error.__cause__) or 0) < 500:
+            left = "The repository was not created."
+        else:
+            left = _remove_if_empty(api, repo, repo_type, is_created)
         if isinstance(error, OSError | ValueError):
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{' '.join(str(error).split())} {left}") from error
@@ -584,20 +606,28 @@ def _what_changed(api: HfApi, repo: str, repo_type: str, head: str) -> str:
     return f"{repo} on the Hub now has another commit than before, {latest}: see {_address(api, repo, repo_type)}."
 
 
-def _remove_if_empty(api: HfApi, repo: str, repo_type: str) -> str:
-    """Deletes a repository that was created for a commit that failed, and returns a sentence about the result."""
+def _remove_if_empty(api: HfApi, repo: str, repo_type: str, is_created: bool) -> str:
+    """
+    Deletes a repository that was created for a commit that failed, and returns a sentence about the result.
+
+    Args:
+        is_created: whether the Hub has confirmed that it has created the repository.
+    """
     try:
         made_by_hub = {".gitattributes", *([CARD] if repo_type == "space" else [])}
         if set(api.list_repo_files(repo, repo_type=repo_type)) <= made_by_hub:
             api.delete_repo(repo, repo_type=repo_type)
             return "The repository that was created for it has been deleted again."
         return f"The commit may have arrived nevertheless: see {_address(api, repo, repo_type)}."
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 404:  # and not 401, for a token that is not valid anymore
+    except Exception as error:  # for any reason, such as a lost connection or a token without access
+        if not is_created and isinstance(error, RepositoryNotFoundError) and status_of(error) == 404:
             return "The repository was not created."
-    except Exception:  # for any reason, such as a lost connection
         logger.debug("%s could not be removed", repo, exc_info=True)
-    return f"The repository {repo}, which was created for it, may be empty on the Hub: push again, or delete it."
+    was = "was" if is_created else "may have been"
+    return (
+        f"The repository {repo}, which {was} created for it, may still be on the Hub, and may be empty: push again, "
+        "or delete it."
+    )
 
 
 def _address(api: HfApi, repo: str, repo_type: str) -> str:

@@ -418,11 +418,13 @@ def _load(model: str, task: str | None = None) -> tuple[Any, Any]:
 def _print_quality(model: str, dataset: Any, batch_size: int, workers: int, as_json: bool) -> None:
     """Prints how well the regions match the objects of a corpus."""
     from ..evaluation import region_quality
+    from ..evaluation.provenance import describe_model
 
     with interruptible("Nothing was written. Run the same command to start again."):
-        quality = region_quality(*_load(model), dataset, batch_size=batch_size, num_workers=workers)
+        encoder, processor = _load(model)
+        quality = region_quality(encoder, processor, dataset, batch_size=batch_size, num_workers=workers)
     if as_json:
-        print_json(quality)
+        print_json({"model": describe_model(encoder, model)} | quality)
         return
     print_rows("kind", {name: row for name, row in quality.items() if isinstance(row, dict)})
     print_result({name: value for name, value in quality.items() if not isinstance(value, dict)})

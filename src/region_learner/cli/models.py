@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, Model, mapping
-from .output import print_json, print_result, print_rows, print_wrote
+from .output import print_json, print_result, print_rows, print_wrote, quiet_hub
 
 
 def convert(
@@ -186,15 +186,16 @@ def push(
     """
     Check a checkpoint, and publish it on the Hub in one commit.
 
-    The checkpoint must load without the region-learner package, each metric in its card must come from a results file
+    The checkpoint must load without the region-learner package, the metrics in its card must come from results files
     of the same weights, and no file may contain a secret or a path on this machine. If there is no README.md, a card
     is made from the results files.
     """
     from ..publishing import push as push_to_hub
 
-    pushed = push_to_hub(
-        model, repo, private=not public, dry_run=dry_run, space=space, license=license, message=message
-    )
+    with quiet_hub():
+        pushed = push_to_hub(
+            model, repo, private=not public, dry_run=dry_run, space=space, license=license, message=message
+        )
     if as_json:
         print_json(vars(pushed))
     else:

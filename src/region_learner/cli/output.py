@@ -1,6 +1,7 @@
 """What commands print: results on standard output, everything else on standard error."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,30 @@ def without_loading_bars() -> Iterator[None]:
     finally:
         if were_shown:
             enable_progress_bar()
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """
+    Hides the warnings of huggingface_hub, such as those about retries, whose outcome is reported anyway, and its
+    progress bars if standard error is not a terminal.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    of_hub = logging.getLogger("huggingface_hub")
+    level = of_hub.level
+    is_chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the environment variable of this name
+    hides_bars = not (sys.stderr.isatty() or is_chosen or are_progress_bars_disabled())
+    of_hub.setLevel(logging.ERROR)
+    if hides_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        of_hub.setLevel(level)
+        if hides_bars:
+            enable_progress_bars()
 
 
 def print_wrote(path: Path | str) -> None:

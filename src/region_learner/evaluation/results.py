@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -287,6 +288,17 @@ def results_in(directory: str | os.PathLike[str]) -> list[Path]:
             f"{directory} has no results: write some with `region-learner evaluate {directory} --protocol NAME "
             f"--output {Path(directory) / 'NAME.json'}`."
         )
+    return found
+
+
+def region_results_in(directory: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Returns the results of `region-learner regions MODEL --corpus NAME --json` in a directory, by file name."""
+    found = {}
+    for path in sorted(Path(directory).glob("*.json")):
+        with suppress(ValueError, RecursionError):
+            content = json.loads(path.read_bytes())
+            if isinstance(content, dict) and {"learned", "objects"} <= content.keys():
+                found[path.name] = content
     return found
 
 

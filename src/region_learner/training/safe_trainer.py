@@ -13,6 +13,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy, rotate_checkpo
 from transformers.utils import PushInProgress
 from transformers.utils import logging as transformers_logging
 
+from ..hub import in_words
 from ..loading import first_non_finite, refuse_non_finite
 from . import checkpoints
 from .adapters import ADAPTER, has_adapters, load_adapters, load_beside_adapters, merged, save_adapters
@@ -140,6 +141,19 @@ class SafeTrainer(Trainer):
             under_way = self.push_in_progress.jobs if is_busy else []
             jobs: Any = [*under_way, job]
             self.push_in_progress = PushInProgress(jobs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Creates the repository if it does not exist.
+
+        Args:
+            token, private: as in [`~transformers.Trainer.init_hf_repo`].
+
+        Raises:
+            OSError: the Hub refused this, or could not be reached.
+        """
+        with in_words(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name):
+            super().init_hf_repo(token=token, private=private)
 
     def push_to_hub(
         self,
