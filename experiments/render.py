@@ -83,6 +83,7 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
         ("queries", _VECTOR),
         ("no_regions", _VECTOR),
     ),
+    ("one vector: the token loss, added to `decoupled`", ("decoupled_words", _VECTOR), ("decoupled", _VECTOR)),
     ("region queries: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
     *[
         (f"region queries instead of {label}, {kind}", ("queries", measure), (row, measure))
@@ -92,6 +93,14 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
     *[
         (f"region queries instead of {label}, *where*", ("queries", _WHERE), (row, _WHERE))
         for row, label in _REPLACEMENTS
+    ],
+    *[
+        (f"region queries instead of {label}, re-ranked", ("queries", _SUM), (row, _SUM))
+        for row, label in (
+            ("convolution", "masks by a convolution"),
+            ("slots", "slots"),
+            ("all_patches", "all 108 patches"),
+        )
     ],
     *[
         (f"tracks instead of region queries, {kind}", ("tracking", measure), ("queries", measure))
