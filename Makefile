@@ -25,7 +25,7 @@ demo: $(READY)  ## Train, evaluate and search on the built-in corpus
 	$(BIN)/region-learner demo --output demo-output
 
 test: $(READY)  ## Run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: $(READY)  ## Run all tests (downloads packages)
 	$(PIP) --editable '.[dev,docs,engines]' $(PINS)
