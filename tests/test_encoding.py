@@ -7,6 +7,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from packaging.version import Version
 from PIL import Image
 
 from region_learner.corpora import PrepareOptions
@@ -101,5 +102,7 @@ def test_videos_for_tests_are_the_same_each_time(fill_memory, tmp_path, name):
     arguments = ENCODINGS[name]
     if arguments.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot encode with {arguments['codec']}")
+    if arguments.get("codec") == "gif" and Version(av.__version__).major >= 19:
+        pytest.skip("what the GIF encoder of this FFmpeg writes depends on old memory")
     encode = lambda: write_video(tmp_path / name, **arguments).read_bytes()  # noqa: E731
     assert len(digests(encode, fill_memory, (0, 85, 255))) == 1
