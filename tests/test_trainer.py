@@ -247,6 +247,7 @@ def test_lines_of_steps_end_with_the_time_that_is_left(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     lines, state = LogLines(), TrainerState(global_step=100, max_steps=500)  # the run resumes at step 100
+    lines.on_log(None, state, None, {"loss": 1.0})  # `trainer.log` may be called before training
     lines.on_train_begin(None, state, None)
     now[0] += 60
     state.global_step = 140  # 40 steps in a minute: the other 360 take 9 minutes
@@ -254,7 +255,8 @@ def test_lines_of_steps_end_with_the_time_that_is_left(monkeypatch, capsys):
     lines.on_log(None, state, None, {"eval_t2v_R@1": 40.0})
     state.global_step = 500
     lines.on_log(None, state, None, STEP)
-    step, evaluation, last = capsys.readouterr().err.splitlines()
+    before, step, evaluation, last = capsys.readouterr().err.splitlines()
+    assert before.endswith("loss  1.0000")
     assert step.endswith("  temperature 0.0500  0:09:00 left")
     assert evaluation.endswith("R@1  40.00")
     assert last.endswith("  0:00:00 left")

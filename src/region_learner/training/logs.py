@@ -177,6 +177,8 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
 class LogLines(TrainerCallback):
     """Prints logs as lines on standard error. Those of training steps end with the time that is left."""
 
+    _began, _first_step = 0.0, sys.maxsize  # before training, nothing is known about the time that is left
+
     def on_train_begin(self, args, state, control, **kwargs):
         self._began, self._first_step = time.perf_counter(), state.global_step
 
