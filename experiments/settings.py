@@ -404,6 +404,13 @@ SETTINGS: dict[str, Setting] = {
     # Half as many epochs, because the best models can hardly be distinguished after full training.
     "shapes_short": Setting(corpus="moving_shapes", options=_SHAPES, **_ENCODERS, epochs=3),
     "letters_short": Setting(corpus="drifting_letters", options=dict(_CLIPS), **_ENCODERS, epochs=3),
+    # Four times as many patches, of half the size.
+    "shapes_fine": Setting(
+        corpus="moving_shapes",
+        options=_SHAPES,
+        **_ENCODERS | {"video_config": _ENCODERS["video_config"] | {"patch_size": 4}},
+        epochs=3,
+    ),
     # More and smaller objects, and more patches: a cell of a coarse grid often contains several objects.
     "shapes_crowded": Setting(
         corpus="moving_shapes",
