@@ -190,9 +190,9 @@ def _again(setting: str, *names: str) -> str:
     return markdown(["model", "seed", "recorded", "repeated"], lines)
 
 
-def _words(setting: str, table: str) -> str:
+def _words(setting: str, *rows: str) -> str:
     found, runs = (read_runs(RUNS / f"{setting}{suffix}.jsonl") for suffix in ("_words", ""))
-    return word_table(found, rows_of([table]), runs)
+    return word_table(found, rows_of(rows), runs)
 
 
 def _word_contrasts(setting: str) -> str | None:
