@@ -67,7 +67,7 @@ def build_encoders(options: argparse.Namespace) -> dict[str, nn.Module]:
     config = RegionLearnerVideoConfig(**options.sizes, **NO_REGIONS)
     ours = RegionLearnerVideoModel(config)
     with torch.no_grad():
-        for parameter in ours.parameters():  # attention over time starts as zero, which would hide a difference
+        for parameter in ours.parameters():  # attention over time is zero, which would hide a difference
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     plain = take_weights(PlainEncoder(config), ours)
     return {"ours": ours.to(options.device), "plain": plain.to(options.device)}

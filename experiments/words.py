@@ -223,6 +223,8 @@ _COLUMNS = {
     ("tokens",): "by tokens",
     ("reranked",): "re-ranked",
     ("unseen", "single"): "unseen",
+    ("unseen", "tokens"): "unseen, by tokens",
+    ("unseen", "reranked"): "unseen, re-ranked",
     ("exchanged", "all"): "swapped",
     ("exchanged_reranked", "all"): "swapped, re-ranked",
     ("where", "pointing"): "where",
@@ -241,7 +243,7 @@ def _value(one: dict[str, Any], names: Sequence[str], fall_back: bool = False) -
     if fall_back and name not in one:
         name = {"reranked": "single", "exchanged_reranked": "exchanged"}.get(name, name)
     value = one.get(name)
-    return value[parts[0]] if parts and value is not None else value
+    return value.get(parts[0]) if parts and value is not None else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

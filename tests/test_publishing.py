@@ -362,7 +362,7 @@ WRONG = {
     with_card("# Mine\n"): "README.md has no metadata (YAML between two lines of ---): write a new card with",
     with_card("---\na: [\n---\n"): "README.md: its metadata is not valid: while parsing",
     with_card("---\nlicense: mit\nmodel-index: 3\n---\n"): "README.md: its metadata is not valid: ",
-    with_card("---\ntags: [a]\n---\n"): "README.md names no license: write `license: ID`",
+    with_card("---\ntags: [a]\n---\n"): "README.md does not name a license: write `license: ID`",
     with_edited_card("value: 45.68", "value: 55.68"): (
         "README.md: its model-index claims t2v_R@1 = 55.68 on msvd (measured: 45.68), which is not in any results file"
     ),

@@ -379,7 +379,7 @@ class RegionLearnerVideoConfig(_StrictConfig):
             their maximum in each channel; "cls_patch_max", plus the maximum of the patches of the last block; or
             "cls". The default is "cls" without codes and regions, "cls_mean" for the "paper" form, and "cls_max"
             otherwise. With a backbone, its own pooled state (of a class token, or of an attention pooling head) takes
-            the place of the CLS state, and the regions are projected first, by a layer that starts as zero.
+            the place of the CLS state, and the regions are projected first, by a layer that is initialized with zeros.
         temporal_fusion (`str`, *optional*): how the features of frames are combined into one feature per clip. With
             "attention", the default, the frames attend to each other in every block. With "pool", the default of a
             backbone, and "linear", each frame is encoded on its own, as an image, and the features of the frames are

@@ -302,7 +302,7 @@ def load_checkpoint(name: str, task: str | None) -> tuple[Any, Any]:
         name: directory or Hub name of a RegionLearner checkpoint, or of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2
             checkpoint. The latter embed a clip as the mean of its frames.
         task: a key of `EVALUATIONS`, or None if a video tower is enough. For None and "classification" the processor
-            is a video processor, which reads no texts.
+            is a video processor, which cannot read texts.
 
     Raises:
         ValueError: the checkpoint is not a RegionLearner, is damaged, or lacks weights that the task needs, which

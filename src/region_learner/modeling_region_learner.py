@@ -462,8 +462,8 @@ class RegionLearnerDividedAttention(RegionLearnerAttention):
     Attention along one axis of a clip, the original's `VarAttention`. The CLS query attends to every token, a patch
     query to CLS and to its group: the same patch in all frames (`"time"`) or all patches of its frame (`"space"`).
 
-    The attention over time starts as the zero function, so that a new video model encodes each frame exactly as its
-    image model does. Here only the output projection is 0. In the original, queries, keys and values are 0 and the
+    The output of the attention over time is zero at first, so that a new video model encodes each frame exactly as
+    its image model does. Here only the output projection is 0. In the original, queries, keys and values are 0 and the
     output projection is 1: queries and keys then never get a gradient.
     """
 
@@ -1053,7 +1053,7 @@ class RegionLearnerQueries(GradientCheckpointingLayer):
     The results of a query in the T frames are not averaged, because an average loses their order in time. Instead, a
     region is computed from their first four cosine moments over time (as in a discrete cosine transform), the first of
     which is the mean. The moments are defined for any number of frames, and lose nothing for up to four frames. The
-    results of a query do not tell where its object moves, so a region also depends on the same moments of the centers
+    results of a query do not say where its object moves, so a region also depends on the same moments of the centers
     of the query's masks.
 
     With `pooling="tracking"`, each query starts at a place of its own, the center of a cell of a grid, and follows
@@ -1524,8 +1524,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
     The video tower: divided space-time ViT and region module, the original's `SpaceTimeTransformer`.
 
     With a `backbone_config`, an image model encodes each frame instead. The feature of a clip is then the mean of the
-    frames' pooled states, to which a layer that starts as zero adds the regions. Only the regions model time: they get
-    temporal positions, and interact over all frames.
+    frames' pooled states, to which a layer that is initialized with zeros adds the regions. Only the regions model
+    time: they get temporal positions, and interact over all frames.
     """
 
     config: RegionLearnerVideoConfig  # type: ignore[assignment]

@@ -100,8 +100,8 @@ def find_phrases(
         spans: for each phrase, its first character and the one after its last; by default the whole text.
 
     Raises:
-        ValueError: the model does not compare words with regions, its tokenizer does not tell where tokens are, there
-            is not exactly one clip, or a span is outside of the text or without a word.
+        ValueError: the model does not compare words with regions, its tokenizer does not map tokens to characters,
+            there is not exactly one clip, or a span is outside of the text or without a word.
 
     Example:
 
@@ -190,7 +190,7 @@ def embed_pairs(model, processor, pixel_values_videos: torch.Tensor, texts: Sequ
     Runs a model on B clips (B, T, C, height, width) and as many texts.
 
     Raises:
-        ValueError: the model does not compare words with regions, or its tokenizer does not tell where tokens are.
+        ValueError: the model does not compare words with regions, or its tokenizer does not map tokens to characters.
     """
     check_tokens(model)
     if not processor.tokenizer.is_fast:

@@ -355,7 +355,7 @@ def _check_card(
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: its metadata is not valid: {' '.join(str(error).split())}") from error
     if data.get("license") is None or (data.get("license") == "other" and data.get("license_name") is None):
-        raise ValueError(f"{name} names no license: write `license: ID` into its metadata, such as apache-2.0.")
+        raise ValueError(f"{name} does not name a license: write `license: ID` into its metadata, such as apache-2.0.")
     if data.get("license_name") == "not-stated":
         if is_public:
             raise ValueError(

@@ -24,7 +24,7 @@ def convert(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Tokenizer: a directory or a Hub name. Without one, the model reads no texts."
+            metavar="NAME", help="Tokenizer: a directory or a Hub name. Without one, the model cannot read texts."
         ),
     ] = None,
     config: Annotated[

@@ -355,8 +355,8 @@ def from_pretrained_towers(
     unless `as_backbone=True`.
 
     With two names, the region module and the projections are new. A plain ViT or CLIP initializes the divided
-    space-time ViT. Its attention over time starts as zero, so that a clip of one frame has the same CLS state as in
-    the image model. Any other image model becomes the backbone, which encodes each frame.
+    space-time ViT. Its attention over time is initialized with zeros, so that a clip of one frame has the same CLS
+    state as in the image model. Any other image model becomes the backbone, which encodes each frame.
     If both names are the same CLIP, its projections are used as well (with its `projection_dim`,
     `projection_bias=False` and `text_projection_relu=False`), and so is its temperature (with
     `learn_temperature=True`, unless the loss has no temperature). All of these settings can be overridden. Projections
@@ -408,7 +408,7 @@ def from_pretrained_towers(
     own = set(model.text_model.state_dict())
     text_state = {key: value for key, value in text_state.items() if key in own or not key.startswith("pooler.")}
     _load_tower(model.text_model, text_state, allowed_missing=(), name=text)
-    if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if requested, starts as zero
+    if head.settings.get("projection_dim") == config.projection_dim:  # a bias, if requested, is initialized with zero
         model.load_state_dict(head.weights, strict=False)  # the towers are already loaded
         for part in model.added_parts().values():
             part.start_as_zero()

@@ -39,7 +39,7 @@ def load_hmdb51(
         split: "train" or "test".
         fold: 1, 2 or 3. Results are usually the mean over all three.
         video_dir: directory of the classes, absolute or below `data_dir`. By default hmdb51_org/, videos/ ... are
-            searched. Videos may also lie side by side.
+            searched. Videos may also all be in one directory.
         max_missing, missing_list: see `report_missing`.
     """
     directory, split = open_benchmark("hmdb51", data_dir, split, list(SIZES))

@@ -1,4 +1,4 @@
-"""LSMDC (Rohrbach et al., IJCV 2017): clips of films with a sentence of their audio description each."""
+"""LSMDC (Rohrbach et al., IJCV 2017): film clips, each with a sentence of its audio description."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_lsmdc(
         data_dir: directory with the annotation files, directly or in task1/, annotations/ or the like.
         split: "train", "val" or "test".
         video_dir: directory of the films, absolute or below `data_dir`. By default avi/, videos/ ... are searched.
-            Clips may also lie side by side, without directories of films.
+            Clips may also all be in one directory.
         max_missing, missing_list: see `report_missing`.
     """
     directory, split = open_benchmark("lsmdc", data_dir, split, list(_RETRIEVAL))

@@ -35,7 +35,7 @@ def load_ucf101(
         data_dir: directory with the lists, directly, in ucfTrainTestlist/ or in a directory for annotations. Both
             lists of the fold are needed: classes are numbered over both, in the order of the release's classInd.txt.
         split, fold, max_missing, missing_list: see `load_hmdb51`.
-        video_dir: likewise. By default UCF-101/, videos/ ... are searched.
+        video_dir: as in `load_hmdb51`. By default UCF-101/, videos/ ... are searched.
     """
     directory, split = open_benchmark("ucf101", data_dir, split, list(SIZES))
     check_fold(fold)

@@ -51,8 +51,8 @@ def load_vitatecs(
         data_dir: directory with the six files, directly or in data/, annotations/ or the like.
         split: "test".
         video_dir: directory of the videos, absolute or below `data_dir`, with MSRVTT/videoN.mp4 and
-            VATEX/ID_START_END.mp4, or all of them side by side. By default videos/ is searched, as the authors lay it
-            out, and the places where `msrvtt` looks, below `data_dir` and below its MSRVTT/ and VATEX/.
+            VATEX/ID_START_END.mp4, or all of them in one directory. By default videos/ is searched, as the
+            authors lay it out, and the places where `msrvtt` looks, below `data_dir` and below its MSRVTT/ and VATEX/.
         max_missing, missing_list: see `report_missing`.
     """
     directory, split = open_benchmark("vitatecs", data_dir, split, ["test"])

@@ -483,7 +483,7 @@ def _check_processes(shards: int) -> None:
 
 
 def _check_workers(shards: int) -> None:
-    """Warns once, in the first loader process, if some loader processes have no shard to read."""
+    """Warns once, in the first loader process, if some loader processes do not have a shard to read."""
     from torch.utils.data import get_worker_info
 
     info = get_worker_info()

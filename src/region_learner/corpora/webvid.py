@@ -36,11 +36,11 @@ def load_webvid(
     Args:
         data_dir: directory with the CSV file, directly or in metadata/, annotations/ or the like:
             results_2M_{split}.csv, results_10M_{split}.csv, webvid_{split}.csv, {split}_webvid.csv or {split}.csv.
-            Other columns are ignored. Without the column page_dir, videos are expected side by side.
+            Other columns are ignored. Without the column page_dir, videos are expected in one directory.
         split: "train", "val" or "test".
         file: the CSV file, absolute or below `data_dir`, if it has another name or there are several.
         video_dir: directory of the pages, absolute or below `data_dir`. By default videos/, videos/{split}/, {split}/
-            and `data_dir` itself are searched. Videos may also lie side by side, as VIDEOID.mp4.
+            and `data_dir` itself are searched. Videos may also all be in one directory, as VIDEOID.mp4.
         max_missing, missing_list: see `report_missing`. Directories are listed; files are not looked up one by one.
     """
     import pyarrow as pa

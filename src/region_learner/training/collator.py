@@ -136,7 +136,7 @@ class RegionLearnerCollator:
             if clip is None and self.training:
                 row, clip = self._replacement(row, good, generator, unreadable)
             elif clip is None:
-                row, clip = good[0] if good else (row, self._filler(row))
+                row, clip = good[0] if good else (row, self._substitute(row))
             pairs.append((row, clip, counts))
         batch: dict[str, Any] = {"pixel_values_videos": self._stack([clip for _, clip, _ in pairs])}
         chooses = self.task == "multiple_choice" and not self.training
@@ -186,7 +186,7 @@ class RegionLearnerCollator:
         except (TypeError, ValueError) as error:  # frames of an unexpected kind
             raise ValueError(f"video_id {row['video_id']!r}: {error}") from error
 
-    def _filler(self, row: dict[str, Any]) -> torch.Tensor:
+    def _substitute(self, row: dict[str, Any]) -> torch.Tensor:
         """
         Returns a black clip in the shape of the others, for an evaluation batch without readable videos. (If clips
         keep the size of their videos, that size is unknown, and the processor's crop size is used.)

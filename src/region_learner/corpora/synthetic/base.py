@@ -124,7 +124,7 @@ class SyntheticCorpus:
     """A corpus and how its clips are made. A scene is a tuple of dataclass instances that can be sorted."""
 
     name: str  # in `load_corpus` and `make_NAME`
-    format: int  # to be raised with every change of what is drawn or said
+    format: int  # increase it whenever drawings or captions change
     options: type[Any]  # a dataclass derived from `SyntheticOptions`
     things: str  # what scenes consist of; also the option that sets how many
     draw_scene: Callable[[Any, str, np.random.Generator], tuple[Any, ...]]  # options, split -> a scene

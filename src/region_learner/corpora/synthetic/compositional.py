@@ -33,7 +33,7 @@ def any_of(phrases: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Wording:
-    """The wording of the first caption of a clip. It tells everything about each object, in the order of the scene.
+    """The wording of the first caption of a clip. It describes each object completely, in the order of the scene.
 
     Args:
         thing: the dataclass of an object.
@@ -57,7 +57,7 @@ class Wording:
         return tuple(self.thing(**attributes) for attributes in row["objects"])
 
     def clauses(self, scene: Sequence[Any], caption: str) -> list[Span]:
-        """Returns where the caption speaks of each object.
+        """Returns where the caption describes each object.
 
         Raises:
             CorpusError: it is not a full caption of the scene.

@@ -5,8 +5,9 @@ camera pans over and zooms into. Letters stay in their place or travel, or somet
 they appear, disappear, blink, turn into another letter or change their colour. Faint gray pieces of letters lie around
 them. Captions are true lists of what is visible. The label maps of the letters lie beside the videos.
 
-A result on moving shapes can be checked here, as little is alike: there, objects differ in shape and texture and never
-change, captions are sentences, nearly everything that moves is an object, and objects hardly overlap.
+A result on moving shapes can be checked here, because the two corpora have little in common: there, objects differ in
+shape and texture and never change, captions are sentences, nearly everything that moves is an object, and objects
+hardly overlap.
 
 Scenes, splits and files on disk: see `base.py`.
 """
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
+# Part of `corpus.json` and of the cache directory's name; increase it whenever drawings or captions change.
 FORMAT = 1
 
 TASKS = ("retrieval", "compositional")
@@ -219,7 +220,7 @@ def _tell(form: str, letters: Sequence[Letter], rng: np.random.Generator) -> str
 
 
 def _tell_order(scene: Scene, tracks: Sequence[_Track], rng: np.random.Generator) -> str:
-    """Tells what happens first and what later, or all about two letters if no two events are a quarter clip apart."""
+    """Describes what happens first and what later; two letters if no two events are a quarter of a clip apart."""
     moments = [(track.moment, letter) for track, letter in zip(tracks, scene) if track.moment is not None]
     enough = len(tracks[0].visible) / 4
     pairs = [[first, second] for at, first in moments for later, second in moments if later - at >= enough]

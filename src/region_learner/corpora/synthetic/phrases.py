@@ -13,7 +13,7 @@ from .shapes_captions import SHAPES_WORDING
 
 
 def object_phrases(row: Mapping[str, Any]) -> list[Span]:
-    """Returns where the first caption of a clip speaks of each object, in the order of the row's `objects`.
+    """Returns where the first caption of a clip describes each object, in the order of the row's `objects`.
 
     The pixels of the n-th object, counted from 0, have the value n + 1 in the label maps (see `load_masks`): together
     they tell whether a model looks at what a phrase means.
@@ -26,7 +26,7 @@ def object_phrases(row: Mapping[str, Any]) -> list[Span]:
         For each object the index of the first character of its clause, and of the one after the last.
 
     Raises:
-        CorpusError: the row has no such objects, or its first caption does not tell all about them.
+        CorpusError: the row has no such objects, or its first caption does not describe all of them completely.
 
     Example:
         >>> row = load_corpus("moving_shapes")[0]

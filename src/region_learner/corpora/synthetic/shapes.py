@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# Part of `corpus.json` and of the cache directory's name; to be raised with every change of what is drawn or said.
+# Part of `corpus.json` and of the cache directory's name; increase it whenever drawings or captions change.
 FORMAT = 1
 
 

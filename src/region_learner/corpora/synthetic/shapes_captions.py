@@ -25,18 +25,18 @@ def tell_everything(scene: Scene, tracks: Sequence[Track], rng: np.random.Genera
 
 
 def _tell_motions(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
-    """Tells shape, colour and motion of all objects."""
+    """Describes shape, colour and motion of all objects."""
     return _tell([scene[i] for i in rng.permutation(len(scene))], (), rng)
 
 
 def _tell_some(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
-    """Tells about two of the objects, with their sizes or their textures."""
+    """Describes two of the objects, with their sizes or their textures."""
     chosen = [scene[i] for i in rng.permutation(len(scene))[:2]]
     return _tell(chosen, (pick(rng, ("size", "texture")),), rng)
 
 
 def _tell_relation(scene: Scene, tracks: Sequence[Track], rng: np.random.Generator) -> str:
-    """Tells where an object is relative to another one, if that is true for the whole clip."""
+    """Describes where an object is relative to another one, if that is true for the whole clip."""
     relations = _true_relations(tracks)
     if not relations:
         return _tell_some(scene, tracks, rng)
