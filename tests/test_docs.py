@@ -38,7 +38,7 @@ from region_learner.training.parsing import _NAMES
 from region_learner.training.recipes import list_recipes
 
 from .conftest import ROOT
-from .search_toys import make_video
+from .search_toys import make_video, save_checkpoint
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -425,7 +425,9 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
         Path(name).write_text(block, encoding="utf-8")
     for split in ("train", "val"):
         for seed, name in enumerate(("wave", "point")):
-            make_video(tmp_path / "data" / "gestures" / split / f"{name}.mp4", 1, seed)
+            video = make_video(tmp_path / "data" / "gestures" / split / f"{name}.mp4", 1, seed)
+            with open(video.parent / "metadata.jsonl", "a", encoding="utf-8") as file:
+                print(json.dumps({"file_name": video.name, "text": name}), file=file)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     main_module = runpy.run_path("mine.py")
@@ -433,10 +435,13 @@ def test_extending_runs(registers, monkeypatch, tmp_path, capsys):
 
     # Training is smaller and shorter than in the document.
     quick = "--max-steps 1 --use-cpu true --dataloader-num-workers 0 --per-device-train-batch-size 2"
+    save_checkpoint("space_time", Path("CHECKPOINT"))
     for block in blocks_of(page, "bash"):
         for program, script, *argv in lines_of(block):
-            if program == "python":
-                assert script == "mine.py"
+            if program == "region-learner":
+                assert exit_code([script, *argv, *quick.split()]) == 0, capsys.readouterr().err
+            else:
+                assert (program, script) == ("python", "mine.py")
                 assert exit_code([*argv, *(quick.split() if argv[0] == "train" else ())]) == 0, capsys.readouterr().err
                 if argv[:2] == ["corpus", "list"]:
                     assert "SPLIT/NAME.mp4, one video per gesture" in " ".join(capsys.readouterr().out.split())
