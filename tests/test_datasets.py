@@ -1,12 +1,13 @@
 """Tests for rows of `datasets`: videos that it decodes itself, and columns with other names."""
 
+import re
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Video
+from datasets import Dataset, IterableDataset, Video
 from transformers.video_utils import VideoMetadata
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments, load_corpus
@@ -140,22 +141,34 @@ def test_webm_in_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("columns", "renamed"),
     [
-        (("path", "id", "text"), "no column 'video' .columns: id, path, text.: rename the column that has it, "
-         r"`dataset.rename_columns\({'path': 'video', 'id': 'video_id', 'text': 'captions'}\)`"),
-        (("video", "captions"), r'no column .video_id. .*: number the videos, `dataset.add_column\("video_id", ran'),
-        (("video", "video_id", "words"), r"`dataset.rename_columns\({NAME: 'captions'}\)`, or use another dataset"),
+        (("path", "id", "text"), {"path": "video", "id": "video_id", "text": "captions"}),
+        (("Video", "Video_ID", "Caption"), {"Video": "video", "Video_ID": "video_id", "Caption": "captions"}),
+        (("video", "caption"), {"caption": "captions"}),
+        (("video", "captions"), {}),
+        (("video", "id", "words"), {"id": "video_id"}),
     ],
 )  # fmt: skip
-def test_columns_of_other_names(columns, message):
-    dataset = Dataset.from_dict({name: ["one"] for name in columns})
-    with pytest.raises(CorpusError, match=message):
+@pytest.mark.parametrize("kind", ["dataset", "stream", "rows", "generator"])
+def test_columns_of_other_names(columns, renamed, kind, clip_files):  # noqa: F811
+    """The message says how to map them, and doing what it says works."""
+    rows = [dict.fromkeys(columns, "one") | {columns[0]: path} for path in clip_files]
+    dataset = {
+        "dataset": lambda: Dataset.from_list(rows),
+        "stream": lambda: Dataset.from_list(rows).to_iterable_dataset(),
+        "rows": lambda: rows,
+        "generator": lambda: IterableDataset.from_generator(lambda: iter(rows)),
+    }[kind]()
+    with pytest.raises(CorpusError) as error:
         check_dataset(dataset, ("captions",), "the training data")
-
-
-def test_the_suggested_fixes_work(clip_files):  # noqa: F811
-    dataset = Dataset.from_dict({"path": clip_files, "text": TEXTS})
-    dataset = dataset.rename_columns({"path": "video", "text": "captions"})
-    dataset = dataset.add_column("video_id", range(len(dataset)))
-    check_dataset(dataset, ("captions",), "the training data")
+    message = str(error.value)
+    assert message.endswith("; add 'captions', or use another dataset.") == ("words" in columns)
+    if kind in ("rows", "generator"):
+        assert dict(re.findall(r"'(\w+)' to '(\w+)'", message)) == renamed
+        assert ("give each video a 'video_id'" in message) == ("video_id" not in {*columns, *renamed.values()})
+        return
+    for code in re.findall("`(dataset.+?)`(?=[.;])", message):
+        dataset = eval(code, {"dataset": dataset})
+    if "words" not in columns:
+        check_dataset(dataset, ("captions",), "the training data")

@@ -36,10 +36,17 @@ _WORDS = {
 # The same with a number of entries (R@1, recall at 1, R@1/5/10, hit@5, top-1, Acc@1), not "the top 5 hits".
 _METRIC = re.compile(
     r"(?<![A-Za-z])(?:"
-    r"(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
-    r"|(?:top[\s@-]?|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
+    r"(?:R-?(?=(?:1|5|10|50|100)\b)|(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?)\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
+    r"|(?:top[\s@-]?|rank-|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
     r"(?!\s?%|\s(?:results?|candidates?|entries|hits?|matches|videos?|clips?|texts?|captions?|classes)\b)"
     rf"|(?P<word>{'|'.join(_WORDS)})(?![a-z])(?:@\d++(?:\.\d++)?(?::\d++(?:\.\d++)?)?)?)",
+    re.IGNORECASE,
+)
+# What a sentence about quality may name instead of a metric. Its percentages and decimals must have been measured,
+# too, but may also come from the configuration or the training run, such as a learning rate.
+_CLAIM = re.compile(
+    r"\b(?:t2v|v2t|text-to-(?:video|text)|video-to-text|SOTA|state[\s-]of[\s-]the[\s-]art|scores?|retriev(?:es?|al|ing)"
+    r"|ranks?|correct(?:ly)?|right|MSR-?VTT|MSVD|DiDeMo|LSMDC|VATEX|ActivityNet|HMDB-?51|UCF-?101|VITATECS)\b",
     re.IGNORECASE,
 )
 # In a sentence with a metric (§), the numbers that are its values: those that are written like a measurement, and
@@ -104,9 +111,9 @@ def unbacked_numbers(
 ) -> list[str]:
     """
     Returns a description of each number in a card that is not in a results file, at the precision that it is written
-    with. Checked are the numbers in the metadata (`model-index`) and in tables, and those that other text states as
-    the value of a metric, such as "R@1 of 45.7"; docs/publish.md lists the words for metrics. Numbers of a metric are
-    compared with metrics only.
+    with. Checked are the numbers in the metadata (`model-index`) and in tables, those that other text states as the
+    value of a metric, such as "R@1 of 45.7", and percentages and decimals in sentences that name a benchmark or say
+    how well the model does; docs/publish.md lists the words. Numbers of a metric are compared with metrics only.
 
     Args:
         text: text of the card.
@@ -124,6 +131,9 @@ def unbacked_numbers(
     numbers += list(_numbers([*facts, *regions]))
     known = _Known(metrics, numbers)
     problems = _of_model_index(card, results)
+    metadata = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
+    for text in _texts(metadata):
+        problems += _of_sentences(text, known)
     for part in _parts(card.text):
         problems += _of_cell(part, known, weights) if isinstance(part, _Cell) else _of_sentences(part, known)
     return problems
@@ -167,9 +177,11 @@ def _of_cell(cell: _Cell, known: _Known, weights: Mapping[str, str]) -> list[str
 def _of_sentences(text: str, known: _Known) -> list[str]:
     problems = []
     for sentence in _SENTENCE.split(text):
-        if (values := known.named_in(sentence)) is None:
+        values = known.named_in(sentence)
+        if values is None and not _CLAIM.search(sentence):
             continue
         counts = [number for number in known.all if number > 100]  # "on 1,000 videos", and not a percentage
+        backed = known.all if values is None else [*values, *counts]
         masked = re.sub(r"\(([^\w()]*[\d.,]+\s*%?)\)", r" \1 ", _METRIC.sub("§", _without_names(sentence)))
         for match in _NUMBER.finditer(masked):
             rest = masked[match.end() :]
@@ -180,9 +192,9 @@ def _of_sentences(text: str, known: _Known) -> list[str]:
                 or _AFTER.match(rest)
             )
             has_unit = _UNIT.match(masked, match.end("digits"))
-            if is_value and not has_unit and not _is_one_of(match, [*values, *counts]):
+            if is_value and not has_unit and not _is_one_of(match, backed):
                 shown = " ".join(sentence.split())
-                problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values)}")
+                problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values or [])}")
     return problems
 
 
@@ -235,6 +247,17 @@ def _numbers(content: Any) -> Iterator[float]:
             yield from _numbers(entry)
     elif isinstance(content, int | float) and not isinstance(content, bool) and math.isfinite(content):
         yield float(content)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Yields the texts in mappings and lists at any depth."""
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        for entry in content:
+            yield from _texts(entry)
+    elif isinstance(content, str):
+        yield content
 
 
 def _parts(text: str) -> Iterator[_Cell | str]:

@@ -20,6 +20,10 @@ _SECRETS = {
     "a GitLab token": r"\bglpat-[\w-]{20,}",
     "an AWS access key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a Google API key": r"\bAIza[\w-]{35}",
+    "a Google token": r"\bya29\.[\w-]{20,}",
+    "an npm token": r"\bnpm_[A-Za-z0-9]{36}",
+    "a Docker token": r"\bdckr_pat_[\w-]{20,}",
+    "an Azure key": r"\bAccountKey=[\w+/]{40,}=*",
     "an API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}",
     "a Stripe key": r"\b[rs]k_live_[A-Za-z0-9]{16,}",
     "a PyPI token": r"\bpypi-[\w-]{50,}",
@@ -31,7 +35,7 @@ _SECRETS = {
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
     # A value without quotes must have a digit, unlike words ("password: required") and code.
     "a value of a secret setting": r"(?i)(?:hub_?token|api[_-]?key|secret[_-]?(?:access[_-]?)?key|access[_-]?token"
-    r"|auth[_-]?token|passw(?:or)?d)\\?[\"']?[ \t]*[:=][ \t]*"
+    r"|auth[_-]?token|client[_-]?secret|passw(?:or)?d)\\?[\"']?[ \t]*[:=][ \t]*"
     r"(?:\\?[\"'](?![<$*{])[^\s\"']{8,}|(?=[A-Za-z_+/-]*\d)(?=\d*[A-Za-z_+/-])[\w+/-]{8,}=*(?=[\s,;}\"']|$))",
 }  # fmt: skip
 

@@ -46,6 +46,7 @@ def model_card(
     description: str = "",
     query: str | None = None,
     language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
 ) -> str:
     """
     Renders a model card.
@@ -62,13 +63,15 @@ def model_card(
         query: query of the code example.
         language: languages of the training captions, as codes such as "en"; by default those of the benchmarks that it
             was trained on.
+        datasets: names on the Hub of the data sets that the model was trained on, in addition to the corpora of
+            benchmarks, which are known.
 
     Returns:
         The card in Markdown, with its metadata, including `model-index`, on top.
 
     Raises:
         ValueError: there are no results, they belong to several models, an evaluation occurs twice, a file does not
-            contain results, the checkpoint has other weights, or `repo` is not a valid name on the Hub.
+            contain results, the checkpoint has other weights, or `repo` or one of `datasets` is not a Hub name.
 
     Example:
 
@@ -77,13 +80,13 @@ def model_card(
     measured = [read_results(path) for path in results]
     if not measured:
         raise ValueError("A model card needs measured results, from `region-learner evaluate --output FILE`.")
-    if repo is not None:
-        validate_repo_id(repo)
+    for name in (*datasets, *([] if repo is None else [repo])):
+        validate_repo_id(name)
     _check_one_model(results, measured)
     _check_different_evaluations(results, measured)
     parts = _models(measured[0])
     name = repo or measured[0].model["name"]
-    return _render(parts, measured, checkpoint, name, repo, license, title, description, query, language)
+    return _render(parts, measured, checkpoint, name, repo, license, title, description, query, language, datasets)
 
 
 def draft_card(
@@ -118,6 +121,7 @@ def _render(
     description: str = "",
     query: str | None = None,
     language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
 ) -> str:
     model = parts[0]["model"]
     pipeline = _PIPELINES.get(model["class"])
@@ -126,7 +130,7 @@ def _render(
     languages = list(language) or origin.languages
     energy = emissions_of(checkpoint) if checkpoint is not None else None
     return _template().render(
-        card_data=_metadata(name, license, pipeline, measured, origin, languages, energy),
+        card_data=_metadata(name, license, pipeline, measured, origin, languages, datasets, energy),
         title=title or name,
         description=description.strip(),
         results=[_shown(one) for one in measured],
@@ -151,6 +155,7 @@ def _metadata(
     measured: Sequence[EvaluationResults],
     origin: "_Origin",
     languages: Sequence[str],
+    datasets: Sequence[str],
     energy: "Emissions | None",
 ) -> str:
     """Returns the metadata on top of a card, in YAML."""
@@ -158,7 +163,7 @@ def _metadata(
     card_data = ModelCardData(
         # A directory such as converted/mine would be read as a model of somebody else.
         base_model=_of_the_hub(name for name in origin.base_models if not os.path.isdir(name)) or None,
-        datasets=_of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS) or None,
+        datasets=[*_of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS), *datasets] or None,
         language=list(languages) or None,
         model_name=name,
         license=license or "other",

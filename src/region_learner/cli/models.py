@@ -115,6 +115,15 @@ def card(
         list[str] | None,
         typer.Option(metavar="CODE", help="Language of the training captions: en, ... May be repeated."),
     ] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="Name on the Hub of a data set that the model was trained on, if it is not a built-in corpus. May be "
+            "repeated.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File to write. By default, standard output.")
     ] = None,
@@ -124,7 +133,7 @@ def card(
     from ..model_card import model_card
 
     files, checkpoint = _results_and_checkpoint(results, model)
-    text = model_card(files, checkpoint, repo, license, title, description, query, language or ())
+    text = model_card(files, checkpoint, repo, license, title, description, query, language or (), datasets or ())
     if output is None:
         print(text)
         return

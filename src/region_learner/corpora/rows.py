@@ -205,9 +205,8 @@ def check_dataset(
     check_kind(dataset, name)
     known = getattr(dataset, "column_names", None)
     if known and (absent := [column for column in ("video", "video_id", *columns) if column not in known]):
-        raise CorpusError(
-            f"{name} has no column {absent[0]!r} (columns: {', '.join(sorted(known))}): {_how_to_map(absent, known)}"
-        )
+        fix = _how_to_map(absent, known, dataset)
+        raise CorpusError(f"{name} has no column {absent[0]!r} (columns: {', '.join(sorted(known))}): {fix}")
     rows: Iterable[Any] = ()
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         if first_rows and not len(dataset):
@@ -227,17 +226,30 @@ _OTHER_NAMES = {
 }
 
 
-def _how_to_map(absent: Sequence[str], known: Iterable[str]) -> str:
-    """Returns how to provide the columns `absent`, which may be among the columns `known` under other names."""
+def _how_to_map(absent: Sequence[str], known: Iterable[Any], dataset: Any = None) -> str:
+    """
+    Returns how to provide the columns `absent`, which may be among the columns `known` under other names. `dataset` is
+    a `datasets.Dataset` or `IterableDataset`, or None for single rows.
+    """
     renamed = {}
     for column in absent:
-        if names := [name for name in known if name.lower() in _OTHER_NAMES.get(column, ())]:
+        if names := [name for name in known if str(name).lower() in (column, *_OTHER_NAMES.get(column, ()))]:
             renamed[names[0]] = column
-    if renamed:
-        return f"rename the column that has it, `dataset.rename_columns({renamed})`."
-    if absent[0] == "video_id":
-        return 'number the videos, `dataset.add_column("video_id", range(len(dataset)))`.'
-    return f"rename the column that has it, `dataset.rename_columns({{NAME: {absent[0]!r}}})`, or use another dataset."
+    missing = [column for column in absent if column not in renamed.values()]
+    steps = []
+    if renamed and dataset is None:
+        steps.append("rename " + ", ".join(f"{old!r} to {new!r}" for old, new in renamed.items()))
+    elif renamed:
+        steps.append(f"rename columns, `dataset.rename_columns({renamed})`")
+    if "video_id" in missing and dataset is None:
+        steps.append("give each video a 'video_id', such as its number")
+    elif "video_id" in missing and hasattr(dataset, "__len__"):
+        steps.append('number the videos, `dataset.add_column("video_id", range(len(dataset)))`')
+    elif "video_id" in missing:
+        steps.append("number the videos, `dataset.map(lambda row, n: {'video_id': n}, with_indices=True)`")
+    if others := [column for column in missing if column != "video_id"]:
+        steps.append(f"add {' and '.join(map(repr, others))}, or use another dataset")
+    return "; ".join(steps) + "."
 
 
 def check_negative_captions(dataset: Any, name: str) -> None:
@@ -292,7 +304,9 @@ def read_row(
     result = dict.fromkeys(optional) | dict(row)
     for name in ("video_id", *["video"] * with_video, *columns, *optional):
         if name not in result:
-            raise CorpusError(f"{where} has no column {name!r} (columns: {', '.join(sorted(map(str, row)))})")
+            needed = (*["video"] * with_video, "video_id", *columns)
+            fix = _how_to_map([column for column in needed if column not in result], row)
+            raise CorpusError(f"{where} has no column {name!r} (columns: {', '.join(sorted(map(str, row)))}): {fix}")
         try:
             if name == "answer" and "options" in columns:
                 result[name] = read_answer(result[name], result["options"])
