@@ -1,5 +1,6 @@
 """Tests that exported programs match the model, with any number of texts, videos, frames and tokens."""
 
+import copy
 import re
 import shutil
 import sys
@@ -251,7 +252,7 @@ def test_files_of_other_runtimes(format, form, tmp_path):
         assert list(found) == results[name]["outputs"]
         for key, value in found.items():
             expected = getattr(outputs, key) if key in outputs else getattr(outputs.video_model_output, key)
-            np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=2e-5, err_msg=key)
+            np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.slow
@@ -323,6 +324,24 @@ def test_executorch(form):
         exported = ExecutorchExporter().export(tower, dict(example), ExecutorchConfig(backend="xnnpack"))
         expected = getattr(tower(**inputs), output)
         torch.testing.assert_close(getattr(exported(**inputs), output), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["decoupled", "tubes"])
+@torch.no_grad()
+def test_int8(form):
+    """With int8 weights, and with int8 activations as well, embeddings stay close, but are not the same."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model = tiny_model(**FORMS[form]).eval()
+    inputs = {**texts(5, 6), "pixel_values_videos": clips(5, 3)}
+    expected = model(**inputs)
+    for config in (quantization.Int8WeightOnlyConfig, quantization.Int8DynamicActivationInt8WeightConfig):
+        quantized = copy.deepcopy(model)
+        quantization.quantize_(quantized, config())
+        found = quantized(**inputs)
+        for name in ("text_embeds", "video_embeds"):
+            cosines = (found[name] * expected[name]).sum(1)
+            assert 0.99 < cosines.min() < 1 - 1e-7, name
 
 
 # --- The command ----------------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ def test_words_and_regions(checkpoint, clip_files, tmp_path):  # noqa: F811
     encoder.save_pretrained(str(tmp_path))
     again = MultiVectorEncoder(str(tmp_path), trust_remote_code=True)
     torch.testing.assert_close(again.encode_query(TEXTS), words)
+    with pytest.raises(KeyError, match="token_embeddings"):  # as documented: without `RegionLearnerTokens`
+        MultiVectorEncoder(str(checkpoint), trust_remote_code=True).encode_query(TEXTS)
 
 
 def test_words_and_regions_of_a_model_without_them(tmp_path):
@@ -130,7 +132,7 @@ def test_words_and_regions_of_a_model_without_them(tmp_path):
 
     tiny_model().save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no word-region tokens: use a RegionLearnerModel"):
+    with pytest.raises(ValueError, match="does not have word-region tokens: use a RegionLearnerModel"):
         RegionLearnerTokens(str(tmp_path))
 
 

@@ -43,7 +43,7 @@ class RegionLearnerTokens(Transformer):
         super().__init__(model_name_or_path, **kwargs)
         if not getattr(self.model.config, "token_dim", 0):
             raise ValueError(
-                f"{model_name_or_path} has no word-region tokens: use a RegionLearnerModel that was trained with "
+                f"{model_name_or_path} does not have word-region tokens: use a RegionLearnerModel that was trained with "
                 "token_dim, or SentenceTransformer for single vectors."
             )
 
