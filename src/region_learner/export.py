@@ -172,6 +172,13 @@ def parts_of(model: Any) -> list[str]:
 
     Raises:
         ValueError: it is not a model of this package.
+
+    Example:
+
+    ```python
+    >>> parts_of(RegionLearnerModel.from_pretrained("CHECKPOINT"))
+    ['text', 'video', 'model']
+    ```
     """
     if _class_of(model) not in _PARTS:
         raise ValueError(f"{type(model).__name__} cannot be exported: expected one of {', '.join(_PARTS)}.")
@@ -192,6 +199,14 @@ def load_for_export(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: the checkpoint is damaged, or not of such a model.
         OSError: the directory or Hub model does not exist.
+
+    Example:
+
+    ```python
+    >>> model, processor = load_for_export("CHECKPOINT")
+    >>> model.dtype
+    torch.float32
+    ```
     """
     check_checkpoint(name)
     (architecture,) = (AutoConfig.from_pretrained(name).architectures or ["RegionLearnerModel"])[:1]

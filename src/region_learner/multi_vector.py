@@ -43,8 +43,8 @@ class RegionLearnerTokens(Transformer):
         super().__init__(model_name_or_path, **kwargs)
         if not getattr(self.model.config, "token_dim", 0):
             raise ValueError(
-                f"{model_name_or_path} does not have word-region tokens: use a RegionLearnerModel that was trained with "
-                "token_dim, or SentenceTransformer for single vectors."
+                f"{model_name_or_path} does not have word-region tokens: use a RegionLearnerModel that was trained "
+                "with token_dim, or SentenceTransformer for single vectors."
             )
 
     def get_embedding_dimension(self) -> int:

@@ -190,7 +190,15 @@ def list_corpora() -> dict[str, str]:
 
 
 def corpus_options(name: str) -> list[str]:
-    """Returns the names of the options of a corpus."""
+    """Returns the names of the options of a corpus.
+
+    Example:
+
+    ```python
+    >>> "negative_captions" in corpus_options("moving_shapes")
+    True
+    ```
+    """
     return corpus_info(name).options
 
 

@@ -238,6 +238,13 @@ def get_protocol(name: str) -> Protocol:
 
     Raises:
         ValueError: the name is not known.
+
+    Example:
+
+    ```python
+    >>> get_protocol("msrvtt_1ka").split
+    'test'
+    ```
     """
     if name not in PROTOCOLS:
         of_corpus = [f"'{known}'" for known in PROTOCOLS if known.startswith(f"{name}_")]

@@ -152,6 +152,13 @@ def codebook_use(model, pixel_values_videos: Iterable[torch.Tensor]) -> float:
 
     Raises:
         ValueError: the model has no codebook.
+
+    Example:
+
+    ```python
+    >>> 0 < codebook_use(model, [pixel_values_videos]) <= 1
+    True
+    ```
     """
     config = model.config.video_config
     if not config.codebook_size:

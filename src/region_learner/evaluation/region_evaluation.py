@@ -88,6 +88,14 @@ def align_label_maps(
 
     Returns:
         Label maps (T, height, width), of the same size as the frames of `pixel_values_videos`.
+
+    Example:
+
+    ```python
+    >>> video_processor = RegionLearnerVideoProcessor.for_image_size(32)
+    >>> align_label_maps(video_processor, np.zeros((4, 40, 48), np.uint8)).shape
+    (4, 32, 32)
+    ```
     """
     rows, columns = _source_pixels(video_processor, *label_maps.shape[1:])
     label_maps = label_maps if frames is None else label_maps[np.asarray(frames)]

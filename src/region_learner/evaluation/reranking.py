@@ -122,6 +122,15 @@ def candidate_similarity(query: Tokens, candidates: Tokens) -> torch.Tensor:
     Args:
         query: tokens of one text or video: `embeds` (L, dim), `weights` (L,).
         candidates: tokens of the candidates: `embeds` (K, n, dim), `weights` (K, n).
+
+    Example:
+
+    ```python
+    >>> text = Tokens(outputs.text_token_embeds[0], outputs.text_token_weights[0])
+    >>> videos = Tokens(outputs.video_token_embeds, outputs.video_token_weights)
+    >>> candidate_similarity(text, videos).shape
+    torch.Size([1])
+    ```
     """
     present = query.weights > 0
     embeds, weights = query.embeds[present], query.weights[present]
@@ -186,6 +195,18 @@ def reranked_metrics(
     Raises:
         ValueError: shapes or ids do not fit, values are not finite, the video of a text is missing, or `candidates` is
             less than 1.
+
+    Example:
+
+    ```python
+    >>> texts = Tokens(outputs.text_token_embeds, outputs.text_token_weights)
+    >>> videos = Tokens(outputs.video_token_embeds, outputs.video_token_weights)
+    >>> metrics = reranked_metrics(
+    ...     outputs.text_embeds, outputs.video_embeds, texts, videos, temperature=0.05, token_temperature=0.05
+    ... )
+    >>> metrics["rr_t2v_R@1"]
+    100.0
+    ```
     """
     if candidates < 1:
         raise ValueError(f"candidates={candidates} must be at least 1.")

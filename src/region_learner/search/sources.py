@@ -117,6 +117,13 @@ def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a path does not contain any videos, or a row refers to something that is not a file.
+
+    Example:
+
+    ```python
+    >>> len(find_videos("videos").videos)
+    2
+    ```
     """
     if isinstance(paths, FoundVideos):
         return paths

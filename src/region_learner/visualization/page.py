@@ -119,6 +119,13 @@ def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
 
     Raises:
         ValueError: there are no images, or the height is below 1.
+
+    Example:
+
+    ```python
+    >>> frame_strip([Image.new("RGB", (64, 48))] * 4, height=24).height
+    24
+    ```
     """
     if not images:
         raise ValueError("A strip needs at least one frame.")

@@ -52,6 +52,13 @@ def region_colors(num_regions: int) -> list[Color]:
     """
     Returns RGB colors for `num_regions` regions, the same ones in every picture. The first 8 can be told apart with
     any common color vision deficiency; more are distinct, but without that guarantee.
+
+    Example:
+
+    ```python
+    >>> len(region_colors(12))
+    12
+    ```
     """
     if num_regions < 0:
         raise ValueError(f"num_regions must be at least 0, not {num_regions}.")
@@ -72,6 +79,14 @@ def frames_from_pixel_values(pixel_values: torch.Tensor, mean: Sequence[float], 
 
     Raises:
         ValueError: the shapes do not fit.
+
+    Example:
+
+    ```python
+    >>> mean, std = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
+    >>> frames_from_pixel_values(torch.zeros(4, 3, 224, 224), mean, std).shape
+    (4, 224, 224, 3)
+    ```
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
         raise ValueError(
@@ -188,6 +203,14 @@ def draw_region_grid(
 
     Raises:
         TypeError, ValueError: types or shapes do not fit, or masks are not finite.
+
+    Example:
+
+    ```python
+    >>> frames = np.zeros((4, 224, 224, 3), np.uint8)
+    >>> draw_region_grid(frames, torch.rand(4, 8, 14, 14)).mode
+    'RGB'
+    ```
     """
     frames = _check_frames(frames)
     focus = region_focus(_check_masks(region_masks), signed)

@@ -9,7 +9,15 @@ _FOLDER = Path(__file__).parent
 
 
 def list_metrics() -> list[str]:
-    """Returns the names that [`load_metric`] knows."""
+    """Returns the names that [`load_metric`] knows.
+
+    Example:
+
+    ```python
+    >>> "video_text_retrieval" in list_metrics()
+    True
+    ```
+    """
     return sorted(path.stem for path in _FOLDER.glob("*/*.py") if path.stem == path.parent.name)
 
 
