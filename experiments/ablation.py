@@ -75,6 +75,11 @@ def entries_of(output: Path, name: str, setting: Setting, rows: Sequence[Row]) -
     return summarize(runs_of(output / f"{name}.jsonl", setting, with_baselines(rows)), rows)
 
 
+def table_name(rows: str) -> str:
+    """Returns the name of a table, from the option `--rows`."""
+    return rows.replace(" ", "").replace(",", "-")
+
+
 def step_times_of(output: Path, name: str, table: str) -> dict[str, float]:
     """Returns the relative times of training steps that were measured for a table; empty if there are none."""
     return read_json(output / "step_times.json").get(name, {}).get(table, {})
@@ -133,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(f"--rows: {error}")
     output, name, setting = options.output, options.setting, SETTINGS[options.setting]
-    table = options.rows.replace(" ", "").replace(",", "-")
+    table = table_name(options.rows)
     try:
         run_missing(output, name, setting, rows, range(options.seeds), options.jobs, options.cpu)
     except (ValueError, ChildProcessError, BlockingIOError) as error:

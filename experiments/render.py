@@ -192,7 +192,7 @@ def _again(setting: str, *names: str) -> str:
 
 def _words(setting: str, *rows: str) -> str:
     found, runs = (read_runs(RUNS / f"{setting}{suffix}.jsonl") for suffix in ("_words", ""))
-    return word_table(found, rows_of(rows), runs)
+    return word_table(found, rows_of(rows), runs, step_times_of(RUNS, setting, "-".join(rows)))
 
 
 def _word_contrasts(setting: str) -> str | None:

@@ -9,7 +9,7 @@ descriptions. Each measurement is one line of OUTPUT/SETTING_words.jsonl. Record
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from region_learner.evaluation import grounding_accuracy, retrieval_metrics
 from region_learner.inference import evaluation_mode
 from region_learner.modeling_region_learner import word_region_similarity
 
-from .ablation import argument_parser
+from .ablation import argument_parser, step_times_of, table_name
 from .clips import Split, prepare, unseen
 from .runs import add_run, read_runs, run_in_processes
 from .settings import SETTINGS, TABLES, WORD_CONTRASTS, Row, Setting, rows_of
@@ -169,10 +169,16 @@ def _paired_token_scores(
     )
 
 
-def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> str:
+def word_table(
+    found: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
+    runs: Sequence[dict[str, Any]],
+    step_times: Mapping[str, float],
+) -> str:
     """
     Returns the measurements as a table: means over seeds with 95% intervals, or the values of one or two seeds. The
-    numbers of parameters are those of `runs`, the recorded training runs.
+    numbers of parameters are those of `runs`, the recorded training runs. `step_times` are relative times of training
+    steps, by the name of the row; without any, the table does not have this column.
     """
     lines, columns = [], _columns(found)
     parameters = {run["row"]: f"{run['parameters'] / 1000:.0f} k" for run in runs}
@@ -182,8 +188,9 @@ def word_table(found: Sequence[dict[str, Any]], rows: Sequence[Row], runs: Seque
             cells = [
                 mean_cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
             ]
-            lines.append([row.label, str(len(of_row)), *cells, parameters[row.name]])
-    return markdown(["model", "seeds", *columns.values(), "parameters"], lines)
+            step = [f"{step_times[row.name]:.2f}" if row.name in step_times else ""] if step_times else []
+            lines.append([row.label, str(len(of_row)), *cells, parameters[row.name], *step])
+    return markdown(["model", "seeds", *columns.values(), "parameters", *["step"] * bool(step_times)], lines)
 
 
 def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[str, str]]) -> str | None:
@@ -274,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ChildProcessError as error:
             parser.exit(1, f"{error}\n")
     found = read_runs(path)
-    print(word_table(found, rows, read_runs(options.output / f"{options.setting}.jsonl")))
+    step_times = step_times_of(options.output, options.setting, table_name(options.rows))
+    print(word_table(found, rows, read_runs(options.output / f"{options.setting}.jsonl"), step_times))
     if contrasts := word_contrasts(found, WORD_CONTRASTS):
         print(f"\n{contrasts}")
 
