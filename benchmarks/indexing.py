@@ -8,8 +8,7 @@ DIRECTORY contains videos; without it, clips of 256p are generated (see benchmar
 which does not change the time. `--size base` is a CLIP model with the sizes of SigLIP 2 base (ViT-B/16 at 224 pixels),
 and `small` has 6 layers of width 384 at 112 pixels. The parts run separately in this process, one video after the
 other: hashing, decoding with the transforms, and the model. `VideoIndex.update` does all of this, decoding in other
-processes. Both take turns; times are medians. Where indexing uses bfloat16, the model is also measured in float32, and
-the last line compares the vectors of both.
+processes. Both take turns; times are medians.
 """
 
 import argparse
@@ -18,19 +17,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from decoding import make_clips, videos_in
 from measuring import about, described
 from region_learner import VideoIndex
-from region_learner.inference import computes_bfloat16_faster
 from region_learner.search.embedding import WindowEmbeddings
 from region_learner.search.reading import Begin, Job, Options, Part, read_video
 from region_learner.search.sources import Video, find_videos
@@ -59,10 +54,8 @@ def save_checkpoint(directory: Path, size: str) -> None:
 def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
     """Returns the seconds that each part takes in this process, and the amounts that it processed."""
     settings, seconds = index.about(), dict.fromkeys(("hash", "decode", "model"), 0.0)
-    others = ["model, float32"] if computes_bfloat16_faster(index.model.device) else []
-    seconds |= dict.fromkeys(others, 0.0)
     options = Options(index.processor.video_processor, settings["window"], settings["stride"])
-    duration, frames, windows, cosines = 0.0, 0, 0, []
+    duration, frames, windows = 0.0, 0, 0
     for video in videos:
         start = time.perf_counter()
         video.sha256()
@@ -71,30 +64,17 @@ def parts_alone(index: VideoIndex, videos: list[Video]) -> dict[str, Any]:
         events = list(read_video(Job(video), options))
         seconds["decode"] += time.perf_counter() - start
         start = time.perf_counter()
-        embeddings = embed(index, events)
-        seconds["model"] += time.perf_counter() - start
-        for name in others:
-            with mock.patch("region_learner.inference.computes_bfloat16_faster", return_value=False):
-                start = time.perf_counter()
-                precise = embed(index, events)
-                seconds[name] += time.perf_counter() - start
-            cosines.append((embeddings.windows().vectors * precise.windows().vectors).sum(1).min())
-        frames += sum(len(event.frames) for event in events if isinstance(event, Part))
+        for event in events:
+            if isinstance(event, Begin):
+                embeddings = WindowEmbeddings(index.embedder, event.plan)
+            elif isinstance(event, Part):
+                embeddings.add(event)
+                frames += len(event.frames)
         windows += len(embeddings.windows())
         duration += embeddings.plan.duration
+        seconds["model"] += time.perf_counter() - start
     seconds["decode"] -= seconds["hash"]  # reading also hashes the file
-    lowest = float(np.min(cosines)) if cosines else None
-    return {"seconds": seconds, "duration": duration, "frames": frames, "windows": windows, "lowest_cosine": lowest}
-
-
-def embed(index: VideoIndex, events: list) -> WindowEmbeddings:
-    """Returns the embeddings of the windows of a video."""
-    for event in events:
-        if isinstance(event, Begin):
-            embeddings = WindowEmbeddings(index.embedder, event.plan)
-        elif isinstance(event, Part):
-            embeddings.add(event)
-    return embeddings
+    return {"seconds": seconds, "duration": duration, "frames": frames, "windows": windows}
 
 
 def seconds_of_update(index: VideoIndex, videos: list[Video], workers: int) -> float:
@@ -129,7 +109,7 @@ def main():
         where = about(index.model.device, "av")
         videos = list(find_videos(videos_in(directory, options.clips)).videos.values())
         parts_alone(index, videos[:1])  # warm-up
-        times: dict[str, list[float]] = defaultdict(list)
+        times: dict[str, list[float]] = {name: [] for name in ("hash", "decode", "model", "all")}
         for repeat in range(options.repeats):
             whole = new_index(f"index-{repeat}")
             if repeat % 2:
@@ -147,8 +127,6 @@ def main():
     for name, seconds in found["seconds"].items():
         share = seconds / found["duration"]
         print(f"| {labels.get(name, name)} | {seconds:.2f} | {share:.4f} | {1000 * share:.1f} h |")
-    if found["lowest_cosine"] is not None:
-        print(f"\nVectors in bfloat16 and float32 have cosine similarities of at least {found['lowest_cosine']:.4f}.")
     if options.json:
         options.json.write_text(json.dumps({"about": where, **found, "all_seconds": times}, indent=2) + "\n")
 

@@ -15,13 +15,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, TrainingArguments
 
-from region_learner import (
-    RegionLearnerConfig,
-    RegionLearnerModel,
-    RegionLearnerVideoConfig,
-    RegionLearnerVideoModel,
-    inference,
-)
+from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
 
 gc.freeze()
 gc.enable()
@@ -31,8 +25,6 @@ FIXTURES = ROOT / "tests" / "fixtures" / "original"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # the fast tier runs in several processes
-# Search computes in float32 on any processor, so that tests can compare embeddings to 1e-5.
-computes_bfloat16_faster, inference.computes_bfloat16_faster = inference.computes_bfloat16_faster, lambda device: False
 os.fsync = os.fstat  # fails for the same descriptors but does not wait for the disk; no test cuts the power
 
 

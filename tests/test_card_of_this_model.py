@@ -58,7 +58,7 @@ def test_a_model_of_several_runs_starts_where_the_first_started(card, run, tmp_p
     assert "The language of its training texts is not recorded." in limits(text)
     german = metadata(card(MSVD, checkpoint=tmp_path / "checkpoint", language=["de"]))
     assert german["language"] == ["de"]
-    named = metadata(card(MSVD, checkpoint=tmp_path / "checkpoint", datasets=["me/gestures"]))
+    named = metadata(card(MSVD, checkpoint=tmp_path / "checkpoint", datasets=["me/gestures", "msrvtt", "me/gestures"]))
     assert named["datasets"] == ["msrvtt", "webvid", "me/gestures"]
     with pytest.raises(ValueError, match="not a name"):
         card(MSVD, datasets=["not a name"])

@@ -164,11 +164,13 @@ def test_columns_of_other_names(columns, renamed, kind, clip_files):  # noqa: F8
         check_dataset(dataset, ("captions",), "the training data")
     message = str(error.value)
     assert message.endswith("; add 'captions', or use another dataset.") == ("words" in columns)
+    assert ("add 'video_id', such as the path" in message) == ("video_id" not in {*columns, *renamed.values()})
     if kind in ("rows", "generator"):
         assert dict(re.findall(r"'(\w+)' to '(\w+)'", message)) == renamed
-        assert ("give each video a 'video_id'" in message) == ("video_id" not in {*columns, *renamed.values()})
         return
     for code in re.findall("`(dataset.+?)`(?=[.;])", message):
         dataset = eval(code, {"dataset": dataset})
+    if "add 'video_id'" in message:
+        dataset = dataset.map(lambda row: {"video_id": row["video"]})
     if "words" not in columns:
         check_dataset(dataset, ("captions",), "the training data")

@@ -807,7 +807,8 @@ UNBACKED = {
     "It retrieves the right clip in 99.9% of cases.": "claims 99.9",
     "SOTA: 63.1 on MSR-VTT.": "claims 63.1 in 'SOTA: 63.1 on MSR-VTT.'",
     "**99.9** on MSVD (t2v)": "claims 99.9",
-    "The score is 63.1.": "claims 63.1",
+    "t2v 45.7, v2t 88.8": "claims 88.8",
+    "It finds 99% of the captions.": "claims 99",
 }
 BACKED = [
     "It reaches R@1 45.7 and R@5 70.1 on the 668 test videos of MSVD, with MedR 2.",
@@ -821,6 +822,11 @@ BACKED = [
     "It returns the top 5 hits in 0.3 seconds. The top 10% of 1.5 hours are the top-100 candidates.",
     "45.7 on MSVD, which has 1,970 videos of about 10 s. Trained on MSR-VTT, 12 layers, width 64.",
     "It ranks 1,000 videos in 0.3 seconds and scores 64 dimensions. The right R2 is not meant.",
+    "Fine-tuned with LoRA (rank-16, dropout 0.05). Captions by DeepSeek-R1 with a temperature of 0.6.",
+    "Initialized from ImageNet R-50, with a learning rate of 3e-5. Trained on MSVD with PyTorch 2.14.",
+    "Only 5.5% of MSR-VTT videos contain speech. Use a threshold of 0.25 on the score.",
+    "arXiv 2112.01194 describes text-to-video retrieval. Retrieval is 2.5x faster. Version 1.2 of the model.",
+    "We trained on 2.5M pairs of WebVid and tested on MSVD. It retrieves the right clip in 50% of cases.",
     "R@1 is 45.7 after 1.5 hours and 3.5 epochs. In bf16 precision, training is 2.5 times faster.",
 ]
 

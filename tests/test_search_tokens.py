@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from region_learner import VideoIndex, inference
+from region_learner import VideoIndex
 from region_learner.cli import main
 from region_learner.loading import load_checkpoint
 from region_learner.search import embed_videos
@@ -23,7 +23,6 @@ from region_learner.search.jobs import join_parts
 from region_learner.search.page import _with_peak, write_search_page
 from region_learner.search.windows import MOST_TOKENS, are_tokens, pack_tokens
 
-from .conftest import computes_bfloat16_faster
 from .search_toys import LENGTHS, QUERIES, make_video, make_videos, save_checkpoint
 from .test_words_and_regions import literal_similarity, some_tokens
 
@@ -56,50 +55,6 @@ def made(model, videos, tmp_path_factory):
 def copied(made, tmp_path):
     """Returns the path of a copy of the index with tokens."""
     return Path(shutil.copytree(made[0].directory, tmp_path / "copied"))
-
-
-def test_bfloat16(made, model, videos, tmp_path, monkeypatch):
-    """Where bfloat16 is faster, videos and queries are embedded in it, close to float32."""
-    monkeypatch.setattr(inference, "computes_bfloat16_faster", lambda device: True)
-    index = VideoIndex.create(tmp_path / "index", model, **OPTIONS)
-    index.update(videos)
-    queries = index.embedder.queries(QUERIES)
-    monkeypatch.undo()
-    for query, expected in zip(queries, index.embedder.queries(QUERIES), strict=True):
-        assert_close_but_not_equal(query.vector, expected.vector)
-        assert_close_but_not_equal(query.words[0], expected.words[0])
-    kept, expected = tokens_of(index), tokens_of(made[0])
-    assert kept.keys() == expected.keys()
-    for path, tokens in kept.items():
-        assert_close_but_not_equal(index.vectors(path), made[0].vectors(path))
-        assert_close_but_not_equal(tokens[..., 1:], expected[path][..., 1:])
-
-
-def assert_close_but_not_equal(found, expected):
-    cosines = (np.asarray(found, "f8") * np.asarray(expected, "f8")).sum(-1)
-    assert cosines.min() > 0.99
-    assert not np.allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("device", "instructions", "faster"),
-    [
-        ("cpu", {"amx_bf16": True}, True),
-        ("cpu", {"avx512_bf16": True, "amx_bf16": False}, True),
-        ("cpu", {"avx512_f": True, "amx_bf16": False}, False),
-        ("cpu", {}, False),
-        ("cuda", {}, True),
-        ("mps", {}, False),
-    ],
-)
-def test_which_devices_compute_in_bfloat16(device, instructions, faster, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
-    assert computes_bfloat16_faster(torch.device(device)) == faster
-
-
-def test_older_versions_of_torch_do_not_know_the_instructions(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not computes_bfloat16_faster(torch.device("cpu"))
 
 
 def tokens_of(index):

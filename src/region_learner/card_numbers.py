@@ -36,17 +36,19 @@ _WORDS = {
 # The same with a number of entries (R@1, recall at 1, R@1/5/10, hit@5, top-1, Acc@1), not "the top 5 hits".
 _METRIC = re.compile(
     r"(?<![A-Za-z])(?:"
-    r"(?:R-?(?=(?:1|5|10|50|100)\b)|(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?)\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
-    r"|(?:top[\s@-]?|rank-|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
+    r"(?:(?<!-)R(?=(?:1|5|10)\b)|(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?)\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
+    r"|(?:top[\s@-]?|rank-(?=(?:1|5|10)\b)|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
     r"(?!\s?%|\s(?:results?|candidates?|entries|hits?|matches|videos?|clips?|texts?|captions?|classes)\b)"
     rf"|(?P<word>{'|'.join(_WORDS)})(?![a-z])(?:@\d++(?:\.\d++)?(?::\d++(?:\.\d++)?)?)?)",
     re.IGNORECASE,
 )
-# What a sentence about quality may name instead of a metric. Its percentages and decimals must have been measured,
-# too, but may also come from the configuration or the training run, such as a learning rate.
+# Claims without a metric: "63.1 on MSR-VTT", "t2v 63.1", "in 63% of cases".
+_DECIMAL, _INTEGER = r"(?<![\w.@$-])\d++\.\d++", r"(?<![\w.@$-])\d++"
 _CLAIM = re.compile(
-    r"\b(?:t2v|v2t|text-to-(?:video|text)|video-to-text|SOTA|state[\s-]of[\s-]the[\s-]art|scores?|retriev(?:es?|al|ing)"
-    r"|ranks?|correct(?:ly)?|right|MSR-?VTT|MSVD|DiDeMo|LSMDC|VATEX|ActivityNet|HMDB-?51|UCF-?101|VITATECS)\b",
+    rf"(?P<on>{_DECIMAL}|{_INTEGER}(?=\s?%))[\s%*_]*\son\s(?:the\s)?"
+    r"(?:MSR-?VTT|MSVD|DiDeMo|LSMDC|VATEX|ActivityNet|HMDB-?51|UCF-?101|VITATECS)\b"
+    rf"|\b(?:t2v|v2t|SOTA|state[\s-]of[\s-]the[\s-]art)\b[^\w.]{{0,3}}(?:(?:of|is|at)\s)?(?P<of>{_DECIMAL}|{_INTEGER}(?=\s?%))"
+    rf"|(?P<share>(?:{_DECIMAL}|{_INTEGER}))\s?(?:%|percent)\s(?:of|in)\s(?:the\s|all\s)?(?:cases|queries|captions|searches)\b",
     re.IGNORECASE,
 )
 # In a sentence with a metric (§), the numbers that are its values: those that are written like a measurement, and
@@ -112,8 +114,8 @@ def unbacked_numbers(
     """
     Returns a description of each number in a card that is not in a results file, at the precision that it is written
     with. Checked are the numbers in the metadata (`model-index`) and in tables, those that other text states as the
-    value of a metric, such as "R@1 of 45.7", and percentages and decimals in sentences that name a benchmark or say
-    how well the model does; docs/publish.md lists the words. Numbers of a metric are compared with metrics only.
+    value of a metric, such as "R@1 of 45.7", and a few other forms of claims, such as "63.1 on MSR-VTT"; see
+    docs/publish.md. Numbers of a metric are compared with metrics only.
 
     Args:
         text: text of the card.
@@ -132,8 +134,8 @@ def unbacked_numbers(
     known = _Known(metrics, numbers)
     problems = _of_model_index(card, results)
     metadata = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
-    for text in _texts(metadata):
-        problems += _of_sentences(text, known)
+    for one in _texts(metadata):
+        problems += _of_sentences(one, known)
     for part in _parts(card.text):
         problems += _of_cell(part, known, weights) if isinstance(part, _Cell) else _of_sentences(part, known)
     return problems
@@ -178,10 +180,10 @@ def _of_sentences(text: str, known: _Known) -> list[str]:
     problems = []
     for sentence in _SENTENCE.split(text):
         values = known.named_in(sentence)
-        if values is None and not _CLAIM.search(sentence):
+        if values is None:
+            problems += _of_claims(sentence, known)
             continue
         counts = [number for number in known.all if number > 100]  # "on 1,000 videos", and not a percentage
-        backed = known.all if values is None else [*values, *counts]
         masked = re.sub(r"\(([^\w()]*[\d.,]+\s*%?)\)", r" \1 ", _METRIC.sub("§", _without_names(sentence)))
         for match in _NUMBER.finditer(masked):
             rest = masked[match.end() :]
@@ -192,10 +194,22 @@ def _of_sentences(text: str, known: _Known) -> list[str]:
                 or _AFTER.match(rest)
             )
             has_unit = _UNIT.match(masked, match.end("digits"))
-            if is_value and not has_unit and not _is_one_of(match, backed):
+            if is_value and not has_unit and not _is_one_of(match, [*values, *counts]):
                 shown = " ".join(sentence.split())
-                problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values or [])}")
+                problems.append(f"its text claims {match.group().strip()} in {shown[:80]!r}{_instead(values)}")
     return problems
+
+
+def _of_claims(sentence: str, known: _Known) -> list[str]:
+    """Returns the claims of a sentence without a metric whose numbers are not the value of any metric."""
+    values = [value for of_metric in known.metrics.values() for value in of_metric]
+    claimed = [next(filter(None, match.groups())) for match in _CLAIM.finditer(sentence)]
+    shown = " ".join(sentence.split())[:80]
+    return [
+        f"its text claims {number} in {shown!r}"
+        for number in claimed
+        if not any(_is(number, 1.0, value) for value in values)
+    ]
 
 
 def _without_names(text: str) -> str:

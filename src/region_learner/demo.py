@@ -24,6 +24,8 @@ from .corpora import load_corpus, make_corpus
 from .corpora.encoding import write_video
 from .evaluation.metrics import RECALL_AT
 from .files import write_json
+from .inference import evaluation_mode
+from .loading import load_checkpoint
 from .search import NO_MATCH, Hit, VideoIndex, clock, percent
 from .search.page import show_hit
 from .training import parse_arguments, train
@@ -208,7 +210,8 @@ def search_captions(index: VideoIndex, places: dict[str, tuple[str, float, float
 
 def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
     """
-    Runs `demo_standalone.py` on some windows of the index.
+    Runs `demo_standalone.py` on some windows of the index, and compares its embeddings with those of this package.
+    Both compute them on the CPU in float32: the vectors of the index are in bfloat16 if they come from a GPU.
 
     Raises:
         RuntimeError: the checkpoint cannot be loaded without this package, or its embeddings differ.
@@ -223,7 +226,12 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")
-    difference = np.abs(load_file(result)["video_embeds"] - index.vectors(record.video.path)[: len(windows)]).max()
+    model, processor = load_checkpoint(index.about()["model"], "retrieval")
+    starts, ends = (list(times) for times in zip(*windows))
+    with evaluation_mode(model):
+        inputs = processor(videos=[record.video.path] * len(windows), start=starts, end=ends)
+        expected = model(**inputs).video_embeds.numpy()
+    difference = np.abs(load_file(result)["video_embeds"] - expected).max()
     if not difference < 1e-4:
         raise RuntimeError(f"Without this package, the embeddings of the checkpoint differ by {difference:.2g}.")
     message = f"{done.stdout.strip()}: the embeddings of {len(windows)} windows differ by at most {difference:.0e}"

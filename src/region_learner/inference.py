@@ -1,7 +1,7 @@
 """Helpers for running a model without training it."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -24,19 +24,6 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def computes_bfloat16_faster(device: torch.device) -> bool:
-    """Returns whether a device has instructions that multiply bfloat16 matrices much faster than float32 ones."""
-    if device.type != "cpu":
-        return device.type == "cuda"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest supported PyTorch
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-
-
-def fastest_precision(device: torch.device) -> AbstractContextManager:
-    """Returns a context of bfloat16 autocast if the device computes faster in it; otherwise, one of float32."""
-    return torch.autocast(device.type, torch.bfloat16) if computes_bfloat16_faster(device) else nullcontext()
 
 
 def progress_bar(

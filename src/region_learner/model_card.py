@@ -160,10 +160,11 @@ def _metadata(
 ) -> str:
     """Returns the metadata on top of a card, in YAML."""
     emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
+    known = _of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS)
     card_data = ModelCardData(
         # A directory such as converted/mine would be read as a model of somebody else.
         base_model=_of_the_hub(name for name in origin.base_models if not os.path.isdir(name)) or None,
-        datasets=[*_of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS), *datasets] or None,
+        datasets=list(dict.fromkeys([*known, *datasets])) or None,
         language=list(languages) or None,
         model_name=name,
         license=license or "other",

@@ -88,11 +88,9 @@ def is_left_out(argv: list[str]) -> bool:
     Returns whether a command runs until it is stopped, needs a server, another package, the files of the demo or a
     checkpoint of the reference implementation, or makes what already exists.
     """
-    needs = {"export": "onnxruntime", "mteb": "mteb"}.get(argv[0])
     return (
         argv[0] in ("app", "demo", "mteb", "convert")
         or (argv[:2] == ["corpus", "make"] and Path(argv[2]).exists())
-        or (needs is not None and importlib.util.find_spec(needs) is None)
         or ("lance" in argv and importlib.util.find_spec("lancedb") is None)
         or any("://" in word or word.startswith("demo-output") for word in argv)
         or (argv[0] == "push" and "--dry-run" not in argv)

@@ -241,12 +241,10 @@ def _how_to_map(absent: Sequence[str], known: Iterable[Any], dataset: Any = None
         steps.append("rename " + ", ".join(f"{old!r} to {new!r}" for old, new in renamed.items()))
     elif renamed:
         steps.append(f"rename columns, `dataset.rename_columns({renamed})`")
-    if "video_id" in missing and dataset is None:
-        steps.append("give each video a 'video_id', such as its number")
-    elif "video_id" in missing and hasattr(dataset, "__len__"):
-        steps.append('number the videos, `dataset.add_column("video_id", range(len(dataset)))`')
-    elif "video_id" in missing:
-        steps.append("number the videos, `dataset.map(lambda row, n: {'video_id': n}, with_indices=True)`")
+    if "video_id" in missing:
+        steps.append(
+            "add 'video_id', such as the path of the video: the same in all rows of a video, and in no others"
+        )
     if others := [column for column in missing if column != "video_id"]:
         steps.append(f"add {' and '.join(map(repr, others))}, or use another dataset")
     return "; ".join(steps) + "."

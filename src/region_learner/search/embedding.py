@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 
 from ..conversion.checkpoints import load_config
 from ..corpora.features import preprocessing_of
-from ..inference import evaluation_mode, fastest_precision
+from ..inference import evaluation_mode
 from ..loading import check_checkpoint, load_checkpoint
 from ..phrase_maps import find_phrases, find_words
 from .reading import Begin, End, Event, Failed, Known, Part
@@ -125,7 +125,8 @@ class Embedder:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with evaluation_mode(self.model), fastest_precision(self.model.device):
+        on_gpu = self.model.device.type == "cuda"
+        with evaluation_mode(self.model), torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
             yield
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:

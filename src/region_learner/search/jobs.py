@@ -262,6 +262,6 @@ def _check_same(about: dict[str, Any], where: Any, other: dict[str, Any], other_
                 what = f"{where} has {name}={about[name]:g}, but {other_where} has {name}={other[name]:g}"
             raise ValueError(f"{what}: {cure}")
     ours, theirs = (np.frombuffer(bytes.fromhex(each["neutral"]), "<f4") for each in (about, other))
-    # Results differ between machines in the last digits, and differ more if only one of them computes in bfloat16.
+    # Results differ between machines in the last digits, and differ more on GPUs.
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=0.05):
         raise ValueError(f"{where} and {other_where} were made by different versions of region-learner: {cure}")

@@ -220,7 +220,7 @@ def _tell(form: str, letters: Sequence[Letter], rng: np.random.Generator) -> str
 
 
 def _tell_order(scene: Scene, tracks: Sequence[_Track], rng: np.random.Generator) -> str:
-    """Describes what happens first and what later; two letters if no two events are a quarter of a clip apart."""
+    """Describes what happens first and what later, or two letters if no two events are far enough apart in time."""
     moments = [(track.moment, letter) for track, letter in zip(tracks, scene) if track.moment is not None]
     enough = len(tracks[0].visible) / 4
     pairs = [[first, second] for at, first in moments for later, second in moments if later - at >= enough]
