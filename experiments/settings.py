@@ -372,6 +372,7 @@ WORD_CONTRASTS = [
     ("cells", "all_patches"),
     ("clusters", "all_patches"),
     ("tubes", "all_patches"),
+    ("tubes", "cells"),
     ("queries", "tubes"),
     ("queries", "all_patches"),
     ("all_patches", "no_regions"),
