@@ -100,6 +100,7 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
             ("convolution", "masks by a convolution"),
             ("slots", "slots"),
             ("all_patches", "all 108 patches"),
+            ("tubes", "36 cells of one patch each (tubes)"),
         )
     ],
     *[
