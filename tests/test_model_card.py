@@ -493,10 +493,14 @@ def test_errors(tmp_path, capsys):
 def test_command(tmp_path, capsys):
     write_results(MSVD, tmp_path / "evaluation.json")
     output = tmp_path / "cards" / "mine.md"
+    options = ["--title", "Mine", "--language", "de", "--dataset", "me/gestures", "--dataset", "me/signs"]
     with pytest.raises(SystemExit) as end:
-        main(["card", str(tmp_path / "evaluation.json"), "--output", str(output), "--title", "Mine"])
+        main(["card", str(tmp_path / "evaluation.json"), "--output", str(output), *options])
     assert end.value.code == 0
     assert "# Mine" in output.read_text()
+    data = ModelCard.load(output).data
+    assert data.language == ["de"]
+    assert data.datasets[-2:] == ["me/gestures", "me/signs"]
     assert capsys.readouterr().err == f"Wrote {output}\n"
 
 
