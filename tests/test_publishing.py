@@ -823,6 +823,7 @@ BACKED = [
     "45.7 on MSVD, which has 1,970 videos of about 10 s. Trained on MSR-VTT, 12 layers, width 64.",
     "It ranks 1,000 videos in 0.3 seconds and scores 64 dimensions. The right R2 is not meant.",
     "Fine-tuned with LoRA (rank-16, dropout 0.05). Captions by DeepSeek-R1 with a temperature of 0.6.",
+    "Captions were written by DeepSeek R1 with a temperature of 0.6.",
     "Initialized from ImageNet R-50, with a learning rate of 3e-5. Trained on MSVD with PyTorch 2.14.",
     "Only 5.5% of MSR-VTT videos contain speech. Use a threshold of 0.25 on the score.",
     "arXiv 2112.01194 describes text-to-video retrieval. Retrieval is 2.5x faster. Version 1.2 of the model.",

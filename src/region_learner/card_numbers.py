@@ -36,7 +36,8 @@ _WORDS = {
 # The same with a number of entries (R@1, recall at 1, R@1/5/10, hit@5, top-1, Acc@1), not "the top 5 hits".
 _METRIC = re.compile(
     r"(?<![A-Za-z])(?:"
-    r"(?:(?<!-)R(?=(?:1|5|10)\b)|(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?)\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
+    r"(?:(?<!-)R(?=(?:1|5|10)\s?(?:[:=/,]|of\b|is\b|$))|(?:R|HR|recall|hits?|hit[\s-]?rate)\s?(?:@|at(?:\srank)?)\s?)"
+    r"\{?(?P<k>\d+(?:/\d+|,\s?\d+(?=[\d,\s]*\}))*)\}?"
     r"|(?:top[\s@-]?|rank-(?=(?:1|5|10)\b)|acc(?:uracy)?\s?@)(?P<top>\d++(?:/\d++)*+)(?:\saccurac(?:y|ies))?+"
     r"(?!\s?%|\s(?:results?|candidates?|entries|hits?|matches|videos?|clips?|texts?|captions?|classes)\b)"
     rf"|(?P<word>{'|'.join(_WORDS)})(?![a-z])(?:@\d++(?:\.\d++)?(?::\d++(?:\.\d++)?)?)?)",
@@ -44,11 +45,13 @@ _METRIC = re.compile(
 )
 # Claims without a metric: "63.1 on MSR-VTT", "t2v 63.1", "in 63% of cases".
 _DECIMAL, _INTEGER = r"(?<![\w.@$-])\d++\.\d++", r"(?<![\w.@$-])\d++"
+_MEASURE = rf"{_DECIMAL}|{_INTEGER}(?=\s?%)"
 _CLAIM = re.compile(
-    rf"(?P<on>{_DECIMAL}|{_INTEGER}(?=\s?%))[\s%*_]*\son\s(?:the\s)?"
+    rf"(?P<on>{_MEASURE})[\s%*_]*\son\s(?:the\s)?"
     r"(?:MSR-?VTT|MSVD|DiDeMo|LSMDC|VATEX|ActivityNet|HMDB-?51|UCF-?101|VITATECS)\b"
-    rf"|\b(?:t2v|v2t|SOTA|state[\s-]of[\s-]the[\s-]art)\b[^\w.]{{0,3}}(?:(?:of|is|at)\s)?(?P<of>{_DECIMAL}|{_INTEGER}(?=\s?%))"
-    rf"|(?P<share>(?:{_DECIMAL}|{_INTEGER}))\s?(?:%|percent)\s(?:of|in)\s(?:the\s|all\s)?(?:cases|queries|captions|searches)\b",
+    rf"|\b(?:t2v|v2t|SOTA|state[\s-]of[\s-]the[\s-]art)\b[^\w.]{{0,3}}(?:(?:of|is|at)\s)?(?P<of>{_MEASURE})"
+    rf"|(?P<share>{_DECIMAL}|{_INTEGER})\s?(?:%|percent)\s(?:of|in)\s(?:the\s|all\s)?"
+    r"(?:cases|queries|captions|searches)\b",
     re.IGNORECASE,
 )
 # In a sentence with a metric (§), the numbers that are its values: those that are written like a measurement, and
