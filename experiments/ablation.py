@@ -66,7 +66,8 @@ def run_missing(
                 )
                 tasks[label] = (setting, row, seed, corpus, use_cpu, masks_to, data_seed, weights_to)
         if tasks:
-            prepare(setting, corpus)
+            for labels in {row.labels for _, row, *_ in tasks.values()}:
+                prepare(setting, corpus, labels=labels)
             run_in_processes(train_and_measure, tasks, lambda run: add_run(path, run), jobs, use_cpu, progress)
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from region_learner import RegionLearnerVideoProcessor, load_corpus
+from region_learner.corpora import load_masks
 from region_learner.corpora.synthetic import MOVING_SHAPES
 from region_learner.corpora.synthetic.base import make_clip, plan_scenes
 from region_learner.corpora.synthetic.shapes_tasks import rows_of_task
@@ -35,41 +36,55 @@ def unseen(setting: Setting) -> Setting | None:
     return replace(setting, options=setting.options | sizes)
 
 
-def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS) -> None:
+def prepare(setting: Setting, directory: Path, splits: Sequence[str] = SPLITS, labels: bool = False) -> None:
     """
     Generates the corpus and, unless the setting uses clips as drawn, decodes it, once for all runs. Writes
     `directory/SPLIT.npy`, (clips, frames, height, width, 3) uint8, and `directory/corpus.json`, which describes the
-    corpus.
+    corpus. With `labels`, writes `directory/SPLIT_labeled.npy` instead, with label maps (see [`load_masks`]) as a
+    fourth channel.
     """
     directory.mkdir(parents=True, exist_ok=True)
     described = {"corpus": setting.corpus, "options": setting.options}
     (directory / "corpus.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
     for split in splits:
-        target = directory / f"{split}.npy"
+        target = _file(directory, split, labels)
         if not target.exists():
             unfinished = target.with_suffix(".partial.npy")
             if setting.drawn:
-                _draw(setting, directory, split, unfinished)
+                _draw(setting, directory, split, unfinished, labels)
             else:
-                videos = load_corpus(setting.corpus, split=split, **setting.options)["video"]
+                rows = load_corpus(setting.corpus, split=split, **setting.options)
                 fetch = RegionLearnerVideoProcessor().fetch_videos
-                np.save(unfinished, np.stack([fetch(video)[0].permute(0, 2, 3, 1).numpy() for video in videos]))
+                clips = np.stack([fetch(video)[0].permute(0, 2, 3, 1).numpy() for video in rows["video"]])
+                if labels:
+                    clips = _with_labels(clips, np.stack([load_masks(path) for path in rows["masks"]]))
+                np.save(unfinished, clips)
             unfinished.replace(target)
 
 
-def _draw(setting: Setting, directory: Path, split: str, target: Path) -> None:
+def _file(directory: Path, split: str, labels: bool) -> Path:
+    return directory / (f"{split}_labeled.npy" if labels else f"{split}.npy")
+
+
+def _with_labels(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Returns frames (..., 3) with label maps (...) as a fourth channel."""
+    return np.concatenate([frames, masks[..., None]], -1)
+
+
+def _draw(setting: Setting, directory: Path, split: str, target: Path, labels: bool) -> None:
     """Draws the clips of a split on all cores. Writes frames to `target`, and rows and label maps beside it."""
     options = MOVING_SHAPES.read_options(setting.options)
     scenes = plan_scenes(MOVING_SHAPES, options, split)
     masks = directory / f"{split}_masks"
     masks.mkdir(exist_ok=True)
-    shape = (len(scenes), options.frames, options.size, options.size, 3)
+    shape = (len(scenes), options.frames, options.size, options.size, 4 if labels else 3)
     frames = np.lib.format.open_memmap(target, "w+", np.uint8, shape)
     rows = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         drawn = pool.map(partial(make_clip, MOVING_SHAPES, options, split), range(len(scenes)), scenes, chunksize=32)
         for index, (scene, clip) in enumerate(zip(scenes, drawn)):
-            video_id, frames[index] = f"{split}-{index:06d}", clip.frames
+            video_id = f"{split}-{index:06d}"
+            frames[index] = _with_labels(clip.frames, clip.masks) if labels else clip.frames
             row = {"video_id": video_id, "captions": clip.captions, "objects": [asdict(thing) for thing in scene]}
             if split != "train":
                 np.savez_compressed(masks / f"{video_id}.npz", masks=clip.masks)
@@ -81,18 +96,21 @@ def _draw(setting: Setting, directory: Path, split: str, target: Path) -> None:
 
 @dataclass
 class Split:
-    """A split of a corpus: its `rows`, each with its `index`, and the `frames` that [`prepare`] decoded."""
+    """
+    A split of a corpus: its `rows`, each with its `index`, and the `frames` that [`prepare`] decoded, with label maps
+    as a fourth channel if `labels` were requested.
+    """
 
     rows: list[dict[str, Any]]
     frames: np.memmap
 
     @classmethod
-    def load(cls, setting: Setting, directory: Path, name: str) -> "Split":
+    def load(cls, setting: Setting, directory: Path, name: str, labels: bool = False) -> "Split":
         """Returns the split `name` from the `directory` that was given to [`prepare`]."""
-        frames = np.load(directory / f"{name}.npy", mmap_mode="r")
+        frames = np.load(_file(directory, name, labels), mmap_mode="r")
         if setting.drawn:
             lines = (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) | {"video": frames[index]} for index, line in enumerate(lines)]
+            rows = [json.loads(line) | {"video": frames[index, ..., :3]} for index, line in enumerate(lines)]
         else:
             rows = list(load_corpus(setting.corpus, split=name, **setting.options))
         if len(frames) != len(rows):
@@ -125,9 +143,9 @@ class ClipsInMemory:
         return self.processor.sample_frames(VideoMetadata(len(frames)), training=training, generator=generator)
 
     def __call__(self, frames: np.ndarray, training: bool = False, generator=None) -> torch.Tensor:
-        """Returns the clip, (T, 3, height, width)."""
+        """Returns the clip, (T, 3, height, width), or (T, 4, height, width) if `frames` have label maps."""
         clip = torch.from_numpy(frames[self.indices(frames, training, generator)]).permute(0, 3, 1, 2)
-        return (clip / 255 - self.mean) / self.std
+        return torch.cat([(clip[:, :3] / 255 - self.mean) / self.std, clip[:, 3:]], 1)
 
 
 class CollatorInMemory(RegionLearnerCollator):

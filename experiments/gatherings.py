@@ -1,6 +1,7 @@
-"""Alternatives to learned queries that pool a clip into the same number of vectors. They are not part of the package.
+"""Alternatives to learned regions that pool a clip into the same number of vectors. They are not part of the package.
 
-Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. All
+Each replaces the attention of the queries; the rest, from the projection of the values to the MLP, is the same. (In
+[`Grid`], which replaces the masks of the form "decoupled", everything else is the same as there.) All
 clips of the experiments have the same number of frames, so none of them uses the `frame_mask`. Patch dropout is not
 supported either.
 """
@@ -15,13 +16,17 @@ from region_learner.modeling_region_learner import (
     _MAX_SQUARED_DISTANCE,
     _MOMENTS,
     _PATH_SCALE,
+    RegionLearnerAggregation,
     RegionLearnerLinear,
     RegionLearnerQueries,
+    RegionLearnerVideoModel,
     _moments,
 )
 
 _ROUNDS = 2  # rounds of slot attention in each frame
 _KMEANS_ITERATIONS = 10
+_MOST_OBJECTS = 6  # of a clip of the built-in corpora
+_CERTAIN = 50.0  # a logit whose softmax is 1
 
 
 class _Gathering(RegionLearnerQueries):
@@ -77,6 +82,59 @@ class Clusters(_Gathering):
         clusters = kmeans(values, count, iterations=_KMEANS_ITERATIONS)
         members = F.one_hot(clusters, count).float().unflatten(1, (frames, -1)).transpose(2, 3)  # (B, T, S, h * w)
         return (members / members.sum(-1, keepdim=True).clamp(min=1))[:, None]
+
+
+class TrueMasks(_Gathering):
+    """
+    The true masks of the objects, on the patch grid, instead of learned ones: an upper bound for what masks can
+    contribute. The first six vectors are objects, in an order that is random for each clip. Training draws a new order
+    in each step, and evaluation always draws the same. Vectors without an object pool nothing, also in single frames.
+    The other vectors are cells of a grid.
+    """
+
+    labels: torch.Tensor  # of the current clips, (B, T, H, W): 0, or n where the n-th object is visible
+
+    def attend(self, features, places, frame_mask):
+        batch, frames, height, width, _ = features.shape
+        objects = F.one_hot(self.labels.long(), _MOST_OBJECTS + 1)[..., 1:].permute(0, 1, 4, 2, 3).float()
+        shares = F.adaptive_avg_pool2d(objects.flatten(0, 1), (height, width))  # of each object in each patch
+        shares = shares.flatten(2).unflatten(0, (batch, frames))  # (B, T, objects, h * w)
+        generator = None if self.training else torch.Generator().manual_seed(0)
+        order = torch.rand(batch, _MOST_OBJECTS, generator=generator).argsort(1).to(features.device)
+        shares = shares.gather(2, order[:, None, :, None].expand_as(shares))
+        cells = grid_masks(self.queries.shape[1] - _MOST_OBJECTS, height, width).flatten(1).to(features.device)
+        masks = torch.cat([shares, cells.expand(batch, frames, -1, -1)], 2)
+        return (masks / masks.sum(-1, keepdim=True).clamp(min=1e-6))[:, None]
+
+
+def give_labels(model: RegionLearnerVideoModel) -> None:
+    """Makes a video model with [`TrueMasks`] accept clips (B, T, 4, H, W) whose last channel are label maps."""
+
+    def split(module, arguments, options):
+        clips, *others = arguments or (options.pop("pixel_values_videos"),)
+        module.region_module.aggregation.labels = clips[:, :, 3]
+        return (clips[:, :, :3], *others), options
+
+    model.register_forward_pre_hook(split, with_kwargs=True)
+
+
+class Grid(RegionLearnerAggregation):
+    """The masks are the cells of a grid, the same in all frames."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.conv = _GridLogits(config.num_regions)  # type: ignore[assignment]
+
+
+class _GridLogits(nn.Module):
+    def __init__(self, cells: int):
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns logits of masks (N, cells, h, w) for `features` (N, D, h, w)."""
+        cells = grid_masks(self.cells, *features.shape[2:]).to(features.device)
+        return _CERTAIN * cells.float().expand(len(features), -1, -1, -1)
 
 
 class Convolution(_Gathering):
@@ -159,11 +217,13 @@ class TracksAndCells(Tracking):
         return torch.cat([tracks[:, self.num_heads // 2 :], cells.to(tracks.dtype)], 1)
 
 
-GATHERINGS: dict[str, type[RegionLearnerQueries]] = {
+GATHERINGS: dict[str, type[RegionLearnerQueries | RegionLearnerAggregation]] = {
     "cells": Cells,
     "frame_cells": FrameCells,
     "random_patches": RandomPatches,
     "clusters": Clusters,
+    "true_masks": TrueMasks,
+    "grid": Grid,
     "convolution": Convolution,
     "slots": Slots,
     "anchored": Anchored,

@@ -60,7 +60,7 @@ def runs_of(path: Path, setting: Setting, rows: Sequence[Row]) -> list[dict[str,
     runs = [run for run in read_runs(path) if run["row"] in wanted]
     for run in runs:
         row = wanted[run["row"]]
-        for name, default in (("gathering", None), ("negatives", False), ("epochs_factor", 1)):
+        for name, default in (("gathering", None), ("labels", False), ("negatives", False), ("epochs_factor", 1)):
             if run.get(name, default) != getattr(row, name):
                 raise ValueError(
                     f"{path}: the run of {run['row']}, seed {run['seed']}, had another {name} "

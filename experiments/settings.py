@@ -63,7 +63,8 @@ class Row:
         video_config: fields that it adds to the video configuration of the setting.
         baseline: name of the row that it is compared with.
         config: fields that it adds to the configuration of the dual encoder.
-        gathering: the replacement of learned queries, a key of `GATHERINGS`.
+        gathering: the replacement of the layer that pools patches into regions, a key of `GATHERINGS`.
+        labels: whether the gathering is given the true masks of the objects; see [`Split`].
         negatives: whether training uses captions with an attribute swapped between two objects as negative texts.
         epochs_factor: factor of the number of epochs of the setting.
     """
@@ -74,6 +75,7 @@ class Row:
     baseline: str = "frozen"
     config: dict[str, Any] = field(default_factory=dict)
     gathering: str | None = None
+    labels: bool = False
     negatives: bool = False
     epochs_factor: int = 1
 
@@ -198,6 +200,14 @@ _WORDS = [
         "decoupled",
         _TOKENS,
     ),
+    Row(
+        "decoupled_words_grid",
+        "decoupled, with the token loss, a fixed grid as masks",
+        _with(_DECOUPLED, {"mask_loss_weight": 0.0}),
+        "decoupled",
+        _TOKENS,
+        "grid",
+    ),
     Row("phrases", "decoupled, with local phrases and tubes", _DECOUPLED, "decoupled", _PHRASES),
     Row("queries", "queries", _QUERIES, "decoupled", _TOKENS | _PHRASES),
     Row("no_regions", "no regions, with local phrases and tubes", _with(_QUERIES, num_regions=0), "queries", _PHRASES),
@@ -227,6 +237,8 @@ _WORDS = [
     _gathered("convolution", "12 masks by a convolution"),
     _gathered("slots", "12 slots"),
     _gathered("tracking", "12 tracks"),
+    replace(_gathered("true_masks", "6 true masks, 6 cells"), labels=True),
+    Row("queries_36", "36 queries", _with(_QUERIES, num_regions=36), "queries", _TOKENS | _PHRASES),
     Row(
         "tubes",
         "36 tubes",
@@ -344,6 +356,8 @@ CONTRASTS = [
 # The pairs of rows that `experiments.words` compares.
 WORD_CONTRASTS = [
     ("decoupled_words", "decoupled"),
+    ("decoupled_words", "decoupled_words_grid"),
+    ("decoupled_words", "decoupled_words_1_region"),
     ("phrases", "decoupled"),
     ("queries", "decoupled"),
     ("queries", "phrases"),
@@ -374,6 +388,10 @@ WORD_CONTRASTS = [
     ("tubes", "all_patches"),
     ("tubes", "cells"),
     ("queries", "tubes"),
+    ("queries_36", "tubes"),
+    ("queries_36", "queries"),
+    ("true_masks", "cells"),
+    ("true_masks", "queries"),
     ("queries", "all_patches"),
     ("all_patches", "no_regions"),
     ("queries_negatives", "queries"),

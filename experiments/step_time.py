@@ -27,7 +27,8 @@ def relative_step_times(
         model, _ = new_model(setting, row, ["a few words to train the tokenizer on"])
         if device.type == "cpu":
             model.set_attn_implementation("eager")
-        steps[row.name] = _training_step(model.to(device).train(), clips, texts, setting.bf16)
+        labels = clips.new_zeros(*shape[:2], int(row.labels), *shape[3:])
+        steps[row.name] = _training_step(model.to(device).train(), torch.cat([clips, labels], 2), texts, setting.bf16)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
         for name, step in steps.items():

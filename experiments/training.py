@@ -23,7 +23,7 @@ from region_learner.training.arguments import ModelArguments
 from region_learner.training.model import build_model
 
 from .clips import SPLITS, ClipsInMemory, CollatorInMemory, Split
-from .gatherings import GATHERINGS
+from .gatherings import GATHERINGS, give_labels
 from .settings import Row, Setting
 
 _BATCH_SIZE = 100  # batch size of the evaluation
@@ -43,6 +43,8 @@ def new_model(setting: Setting, row: Row, captions: Sequence[str]):
     if row.gathering is not None:
         config: Any = model.config.video_config
         model.video_model.region_module.aggregation = GATHERINGS[row.gathering](config).apply(model._init_weights)
+    if row.labels:
+        give_labels(model.video_model)
     return model, processor
 
 
@@ -75,7 +77,7 @@ def train_and_measure(
     """
     start = time.perf_counter()
     set_seed(seed)
-    train, val, test = (Split.load(setting, corpus, name) for name in SPLITS)
+    train, val, test = (Split.load(setting, corpus, name, row.labels) for name in SPLITS)
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
     use_cpu = use_cpu or not torch.cuda.is_available()
     if use_cpu:
@@ -100,6 +102,7 @@ def train_and_measure(
         "video_config": row.video_config,
         **({"config": row.config} if row.config else {}),
         **({"gathering": row.gathering} if row.gathering else {}),
+        **({"labels": True} if row.labels else {}),
         **({"negatives": True} if row.negatives else {}),
         **({"epochs_factor": row.epochs_factor} if row.epochs_factor > 1 else {}),
         "val": _retrieval(model, processor, val),
@@ -119,7 +122,7 @@ def train_and_measure(
     if masks_to is not None and watch.masks:
         masks_to.parent.mkdir(parents=True, exist_ok=True)
         clip = ClipsInMemory(processor.video_processor)
-        frames = np.stack([frames[clip.indices(frames)] for frames in val.frames[:_DRAWN]])
+        frames = np.stack([frames[clip.indices(frames)][..., :3] for frames in val.frames[:_DRAWN]])
         np.savez_compressed(masks_to, frames=frames, **watch.masks)  # type: ignore[arg-type] # names of arrays
     return result
 
@@ -183,7 +186,7 @@ class _Watch(TrainerCallback):
 
 
 def batches(model, processor, split: Split, count: int | None = None) -> Iterator[torch.Tensor]:
-    """Yields the first `count` clips of a split, (B, T, 3, height, width), on the device of the model."""
+    """Yields the first `count` clips of a split, as [`ClipsInMemory`] returns them, on the device of the model."""
     clip = ClipsInMemory(processor.video_processor)
     frames = split.frames[:count]
     for start in range(0, len(frames), _BATCH_SIZE):

@@ -49,9 +49,9 @@ def measure(
         `token_dim`, `tokens` and `reranked`, R@1 of tokens alone and of the sum of both logits; `unseen`, the same
         for combinations of shape and color that training does not have (`moving_shapes`); `exchanged` and
         `exchanged_reranked`, the share of pairs of captions that are distinguished, overall and by aspect; with
-        `token_dim`, `where`, see [`grounding_accuracy`].
+        `token_dim`, `where`, see [`grounding_accuracy`] (not if the model is given the true masks).
     """
-    train, test = (Split.load(setting, corpus, name) for name in ("train", "test"))
+    train, test = (Split.load(setting, corpus, name, row.labels) for name in ("train", "test"))
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
     load_model(model, str(weights))
     model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
@@ -59,9 +59,9 @@ def measure(
     videos = _embed_videos(model, processor, test)
     found |= _recall(model, processor, test, videos)
     if (other := unseen(setting)) is not None:
-        clips = Split.load(other, _unseen_in(corpus), "test_unseen")
+        clips = Split.load(other, _unseen_in(corpus), "test_unseen", row.labels)
         found["unseen"] = _recall(model, processor, clips, _embed_videos(model, processor, clips))
-    if "token_embeds" in videos:
+    if "token_embeds" in videos and not row.labels:
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
     return found | _swapped(setting, model, processor, test, videos)
@@ -273,9 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not recorded:
                 tasks[f"{row.name}, seed {seed}"] = (setting, row, seed, weights, corpus, options.cpu)
     if tasks:
-        prepare(setting, corpus)
-        if (other := unseen(setting)) is not None:
-            prepare(other, _unseen_in(corpus), ["test_unseen"])
+        for labels in {row.labels for _, row, *_ in tasks.values()}:
+            prepare(setting, corpus, labels=labels)
+            if (other := unseen(setting)) is not None:
+                prepare(other, _unseen_in(corpus), ["test_unseen"], labels)
         try:
             run_in_processes(measure, tasks, lambda run: add_run(path, run), options.jobs, options.cpu)
         except ChildProcessError as error:

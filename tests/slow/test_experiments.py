@@ -29,6 +29,7 @@ from experiments.tables import (
 from experiments.training import _losses, new_model, train_and_measure
 from region_learner import load_corpus
 from region_learner.corpora import load_masks
+from region_learner.evaluation.region_baselines import grid_masks
 from region_learner.files import locked
 
 pytestmark = pytest.mark.slow
@@ -149,6 +150,8 @@ def test_every_part_of_every_model_learns(row):
     small = row.video_config | ({"codebook_size": 8} if row.video_config["codebook_size"] else {})
     model, _ = new_model(TOY, dataclasses.replace(row, video_config=small), ["a word or two for the tokenizer"])
     clips, texts = torch.randn(4, 3, 3, 48, 48), torch.randint(4, 10, (4, 5))
+    if row.labels:
+        clips = torch.cat([clips, torch.randint(0, 4, (4, 3, 1, 48, 48)).float()], 2)
     for _ in range(2):  # time attention starts at zero: layers before it have no gradient in the first step
         model.zero_grad()
         model.train()(
@@ -178,6 +181,41 @@ def test_clips_in_memory_match_the_processor(prepared):
     collator = CollatorInMemory(processor, split.frames)
     collated = collator._decode(split.rows[0], torch.Generator().manual_seed(1), [])
     assert torch.equal(collated, drawn[0])
+
+
+def test_true_masks_are_those_of_the_objects(prepared):
+    prepare(TOY, prepared, ["val"], labels=True)
+    plain, labeled = (Split.load(TOY, prepared, "val", labels) for labels in (False, True))
+    model, processor = new_model(TOY, rows_of(["true_masks"])[0], ["a few words for the tokenizer"])
+    clip = ClipsInMemory(processor.video_processor)
+    clips = torch.stack([clip(frames) for frames in labeled.frames])
+    torch.testing.assert_close(clips[:, :, :3], torch.stack([clip(frames) for frames in plain.frames]))
+    masks = model.eval().video_model(clips).region_masks  # (B, T, S, h, w), with a mean of 1 over each frame
+    indices, orders = clip.indices(labeled.frames[0]), set()
+    for row, found in zip(labeled.rows, masks):
+        slots = []
+        for label in range(1, 1 + len(row["objects"])):
+            pixels = torch.from_numpy(load_masks(row)[indices] == label).float()  # (T, 48, 48)
+            patches = pixels.unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4))
+            expected = 36 * patches / patches.sum((1, 2), keepdim=True).clamp(min=1e-6)
+            same = [slot for slot in range(6) if torch.allclose(found[:, slot], expected, atol=1e-4)]
+            assert same
+            slots.append(same[0])
+        orders.add(tuple(slots))
+        assert found[:, :6].flatten(2).any(2).any(0).sum() == len(set(slots))
+        assert torch.equal(found[0, 6:] > 0, grid_masks(6, 6, 6) > 0)
+    assert len(orders) > 1
+    drawn = dataclasses.replace(TOY, drawn=True)
+    prepare(drawn, prepared / "drawn", ["val"], labels=True)
+    drawn = Split.load(drawn, prepared / "drawn", "val", labels=True)
+    assert np.array_equal(drawn.frames[..., 3], labeled.frames[..., 3])
+
+
+def test_masks_of_a_fixed_grid():
+    row = rows_of(["decoupled_words_grid"])[0]
+    model, _ = new_model(TOY, row, ["a few words for the tokenizer"])
+    masks = model.eval().video_model(torch.randn(2, 3, 3, 48, 48)).region_masks
+    torch.testing.assert_close(masks / masks.amax((3, 4), keepdim=True), grid_masks(8, 6, 6).expand(2, 3, -1, -1, -1))
 
 
 def test_loader_processes_do_not_copy_the_clips(prepared):
