@@ -263,10 +263,10 @@ def offline(hub, published, remote, video, work):
 
 def test_files(checkpoints):
     dual = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    dual |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
-    assert read_directory(checkpoints["first"]).keys() == dual | SOURCES
+    others = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"} | SOURCES
+    assert read_directory(checkpoints["first"]).keys() == dual | others
     tower = {"model.safetensors", "config.json", "video_preprocessor_config.json"}
-    assert read_directory(checkpoints["video"]).keys() == tower | SOURCES - {"processing_region_learner.py"}
+    assert read_directory(checkpoints["video"]).keys() == tower | others - {"processing_region_learner.py"}
 
 
 def test_source_files_are_those_of_the_package(checkpoints):

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from region_learner import RegionLearnerModel, publishing
+from region_learner import RegionLearnerModel, RegionLearnerVideoModel, publishing
 from region_learner.card_numbers import unbacked_numbers
 from region_learner.checkpoint_files import checkpoint_files, is_results
 from region_learner.cli import main
@@ -31,9 +31,10 @@ from region_learner.publishing import check, check_loads_without_package, push
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
-from .conftest import ROOT, tiny_model
+from .conftest import ROOT, tiny_model, tiny_video_model
 from .fresh_process import run_script
 from .local_hub import LocalHub
+from .test_heads import HEADS, tiny_head
 from .test_hub import CAPTIONS, SOURCES
 from .test_model_card import HMDB51, MSVD, folds
 from .test_pipelines import write_clip
@@ -253,6 +254,18 @@ def test_it_loads_from_the_pushed_files_without_the_package(checkpoint, monkeypa
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"mine: 1 weights are missing \(text_projection.weight\): load it with this"):
         check_loads_without_package(files, checkpoint)
+
+
+@pytest.mark.parametrize("kind", [RegionLearnerVideoModel, *HEADS])
+def test_towers_and_heads_load_without_the_package(kind, original, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", run_script)
+    processor = AutoProcessor.from_pretrained(original)
+    model, directory = tiny_video_model() if kind is RegionLearnerVideoModel else tiny_head(kind), tmp_path / "other"
+    model.save_pretrained(directory)
+    (processor if kind is HEADS[1] else processor.video_processor).save_pretrained(directory)
+    files = checkpoint_files(directory).belong
+    assert "sentence_bert_config.json" in files
+    check_loads_without_package(files, directory)  # raises nothing
 
 
 def test_it_does_not_load_without_its_source_files(checkpoint, capsys, monkeypatch):

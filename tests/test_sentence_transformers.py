@@ -9,8 +9,8 @@ from PIL import Image
 
 from region_learner import RegionLearnerModel
 
-from .conftest import ROOT, tiny_model
-from .test_heads import run_python
+from .conftest import ROOT, tiny_model, tiny_video_model
+from .test_heads import HEADS, run_python, tiny_head
 from .test_pipelines import TEXTS, clip_files, tiny_processor  # noqa: F401
 
 pytest.importorskip("sentence_transformers")
@@ -84,14 +84,33 @@ def test_without_the_package(checkpoint, clip_files, tmp_path):  # noqa: F811
     np.testing.assert_allclose(found["videos"], outputs.video_embeds.numpy(), atol=1e-5)
 
 
-def test_only_dual_encoders_have_sentence_transformers_files(tmp_path):
-    from .conftest import tiny_video_model
-    from .test_heads import CLASSIFICATION, tiny_head
+def test_a_video_tower_embeds_videos(clip_files, tmp_path):  # noqa: F811
+    from sentence_transformers import SentenceTransformer
 
-    for model in (tiny_video_model(), tiny_head(CLASSIFICATION)):
-        model.save_pretrained(tmp_path / type(model).__name__)
-        assert not (tmp_path / type(model).__name__ / "modules.json").exists()
-        assert "custom_pipelines" not in json.loads((tmp_path / type(model).__name__ / "config.json").read_text())
+    model, processor = tiny_video_model().eval(), tiny_processor().video_processor
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = SentenceTransformer(str(tmp_path), trust_remote_code=True)
+    with torch.no_grad():
+        expected = model(processor(clip_files, return_tensors="pt")["pixel_values_videos"]).pooler_output
+    found = encoder.encode(clip_files, convert_to_tensor=True)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected), rtol=1e-5, atol=1e-5)
+    for inputs in (TEXTS, [picture()]):
+        with pytest.raises(ValueError, match=r"not supported by this SentenceTransformer .* modalities: video\."):
+            encoder.encode(inputs)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_embed_nothing(kind, clip_files, tmp_path):  # noqa: F811
+    from sentence_transformers import SentenceTransformer
+
+    tiny_head(kind).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    assert "custom_pipelines" not in json.loads((tmp_path / "config.json").read_text())
+    encoder = SentenceTransformer(str(tmp_path), trust_remote_code=True)
+    for inputs in (TEXTS, clip_files, [picture()]):
+        with pytest.raises(ValueError, match="is not supported by this SentenceTransformer model"):
+            encoder.encode(inputs)
 
 
 def by_words(outputs) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """RegionLearner for Hugging Face: video-text dual encoders that learn regions without region labels."""
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 from .auto_classes import register_when_transformers_is_imported
@@ -47,8 +47,7 @@ _NAMES = {
     "video_processing_region_learner": ["RegionLearnerVideoProcessor"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-# Modules with more names, as in the API reference. They, too, are imported when they are first used. `multi_vector` is
-# left out, because it needs an optional library.
+# Modules with more names, as in the API reference. They, too, are imported when they are first used.
 _SUBMODULES = (
     "configuration_region_learner",
     "conversion",
@@ -59,6 +58,7 @@ _SUBMODULES = (
     "loss_region_learner",
     "model_card",
     "modeling_region_learner",
+    "multi_vector",
     "phrase_maps",
     "pipeline_region_learner",
     "processing_region_learner",
@@ -102,7 +102,10 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
+    names = {*globals(), *__all__, *_SUBMODULES}
+    if importlib.util.find_spec("sentence_transformers") is None:  # `multi_vector` cannot be imported without it
+        names.discard("multi_vector")
+    return sorted(names)
 
 
 register_when_transformers_is_imported()

@@ -254,6 +254,20 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any], keep_nul
 class _StrictConfig(PreTrainedConfig):
     """A configuration that refuses unknown fields and merges overrides into saved values."""
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """
+        Saves the configuration, and the files with which sentence-transformers loads a checkpoint. If these exist,
+        they are not changed.
+        """
+        methods = _EMBEDDING_METHODS.get((self.architectures or [""])[0])
+        if methods is not None:
+            directory = Path(save_directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in _files_of_sentence_transformers(methods).items():
+                if not (directory / name).exists():
+                    (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     @classmethod
     def own_fields(cls) -> set[str]:
         """Returns the names of the fields that this class adds to those of every transformers configuration."""
@@ -734,19 +748,13 @@ class RegionLearnerConfig(_StrictConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """
-        Saves the configuration. For a dual encoder, this also saves the files with which the pipeline
-        "video-text-retrieval" and sentence-transformers load a checkpoint. Existing files of sentence-transformers are
-        not changed.
+        Saves the configuration, and the files with which sentence-transformers loads a checkpoint. If these exist,
+        they are not changed. For a dual encoder, this also saves the pipeline "video-text-retrieval".
         """
         if self.architectures != ["RegionLearnerModel"]:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         from .pipeline_region_learner import VideoTextRetrievalPipeline  # transformers saves what a file imports
 
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in _OF_SENTENCE_TRANSFORMERS.items():
-            if not (directory / name).exists():
-                (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         impl = f"pipeline_region_learner.{VideoTextRetrievalPipeline.__name__}"
         self.custom_pipelines = {"video-text-retrieval": {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}}
         try:
@@ -859,28 +867,36 @@ class RegionLearnerConfig(_StrictConfig):
             )
 
 
-# The files that tell sentence-transformers how to embed texts, videos and images.
-_OF_SENTENCE_TRANSFORMERS: dict[str, Any] = {
-    "modules.json": [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
-        {
-            "idx": 1,
-            "name": "1",
-            "path": "1_Normalize",
-            "type": "sentence_transformers.base.modules.normalize.Normalize",
-        },
-    ],
-    "sentence_bert_config.json": {
-        "transformer_task": "feature-extraction",
-        "modality_config": {
-            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
-            "video": {"method": "get_video_features", "method_output_name": "pooler_output"},
-            "image": {"method": "get_video_features", "method_output_name": "pooler_output"},
-        },
-        "module_output_name": "sentence_embedding",
+# The methods that embed each kind of input, for each architecture of a checkpoint. Classifiers and question answering
+# embed nothing, so sentence-transformers refuses every input. Without these files, it would return means of patches.
+_EMBEDDING_METHODS: dict[str, dict[str, str]] = {
+    "RegionLearnerModel": {
+        "text": "get_text_features",
+        "video": "get_video_features",
+        "image": "get_video_features",
     },
-    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    "RegionLearnerVideoModel": {"video": "forward"},
+    "RegionLearnerForVideoClassification": {},
+    "RegionLearnerForVideoQuestionAnswering": {},
 }
+
+
+def _files_of_sentence_transformers(methods: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the files that tell sentence-transformers how to embed each kind of input: their contents, by name."""
+    kinds = {kind: {"method": method, "method_output_name": "pooler_output"} for kind, method in methods.items()}
+    modules = [("", "transformer.Transformer"), ("1_Normalize", "normalize.Normalize")]
+    return {
+        "modules.json": [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.base.modules.{name}"}
+            for number, (path, name) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": kinds,
+            "module_output_name": "sentence_embedding",
+        },
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    }
 
 
 def nest_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

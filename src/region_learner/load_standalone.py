@@ -5,8 +5,8 @@ Loads a checkpoint in a process that cannot import region_learner, like a user w
     python load_standalone.py CHECKPOINT
 
 It also builds the pipelines that the checkpoint contains. If sentence-transformers is installed, it also loads the
-checkpoint with it and embeds a text. The last line that it prints is JSON: the `model` and the `processor` that were
-loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
+checkpoint with it and, if the checkpoint embeds texts, embeds one. The last line that it prints is JSON: the `model`
+and the `processor` that were loaded, and the weights that are `missing`, `unexpected` or `mismatched`.
 """
 
 import json
@@ -33,10 +33,12 @@ def main(checkpoint: str):
     processor = auto_class.from_pretrained(checkpoint, trust_remote_code=True)
     for pipeline in config.get("custom_pipelines", {}).values():
         get_class_from_dynamic_module(pipeline["impl"], checkpoint)(model=model, processor=processor)
-    if has_texts and Path(checkpoint, "modules.json").is_file() and _has_sentence_transformers():
+    if Path(checkpoint, "modules.json").is_file() and _has_sentence_transformers():
         from sentence_transformers import SentenceTransformer
 
-        SentenceTransformer(checkpoint, device="cpu", trust_remote_code=True).encode(["a video"])
+        encoder = SentenceTransformer(checkpoint, device="cpu", trust_remote_code=True)
+        if encoder.supports("text"):
+            encoder.encode(["a video"])
     names = {f"{kind}": sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     print(json.dumps({"model": type(model).__name__, "processor": type(processor).__name__} | names))
 

@@ -176,7 +176,12 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         of_a_call = ("training", "generator", "start", "end")
-        return {key: value for key, value in super().to_dict().items() if key not in of_a_call}
+        found = {key: value for key, value in super().to_dict().items() if key not in of_a_call}
+        # Without this, AutoProcessor finds no class for a video tower, or one that is not saved with it: a processor
+        # that has saved or loaded this video processor adds its own.
+        if "AutoVideoProcessor" in found.get("auto_map", {}):
+            found["auto_map"] = found["auto_map"] | {"AutoProcessor": found["auto_map"]["AutoVideoProcessor"]}
+        return found
 
     def preprocess(self, videos: Any, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]) -> BatchFeature:
         for name in kwargs:
