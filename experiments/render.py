@@ -17,6 +17,7 @@ import numpy as np
 
 from .ablation import entries_of, step_times_of
 from .figures import draw
+from .kept_tokens import kept_table
 from .runs import read_runs, runs_of
 from .seeds import seed_table
 from .settings import CONTRASTS, SETTINGS, WORD_CONTRASTS, rows_of
@@ -196,6 +197,10 @@ def _words(setting: str, *rows: str) -> str:
     return word_table(found, rows_of(rows), runs, step_times_of(RUNS, setting, "-".join(rows)))
 
 
+def _kept(setting: str) -> str:
+    return kept_table(read_runs(RUNS / f"{setting}_kept.jsonl"))
+
+
 def _word_contrasts(setting: str) -> str | None:
     return word_contrasts(read_runs(RUNS / f"{setting}_words.jsonl"), WORD_CONTRASTS)
 
@@ -211,6 +216,7 @@ TABLES: dict[str, Callable[..., str | None]] = {
     "word_findings": _word_findings,
     "words": _words,
     "word_contrasts": _word_contrasts,
+    "kept": _kept,
 }
 
 

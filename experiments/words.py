@@ -55,12 +55,12 @@ def measure(
     model, processor = new_model(setting, row, [caption for _, caption in train.captions()])
     load_model(model, str(weights))
     model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
-    found: dict[str, Any] = {"row": row.name, "seed": seed, "weights": _digest(weights)}
-    videos = _embed_videos(model, processor, test)
+    found: dict[str, Any] = {"row": row.name, "seed": seed, "weights": digest(weights)}
+    videos = embed_videos(model, processor, test)
     found |= _recall(model, processor, test, videos)
     if (other := unseen(setting)) is not None:
         clips = Split.load(other, _unseen_in(corpus), "test_unseen", row.labels)
-        found["unseen"] = _recall(model, processor, clips, _embed_videos(model, processor, clips))
+        found["unseen"] = _recall(model, processor, clips, embed_videos(model, processor, clips))
     if "token_embeds" in videos and not row.labels:
         where = grounding_accuracy(model, processor, test.rows[: setting.regions_on], progress=False)
         found["where"] = {name: value for name, value in where.items() if isinstance(value, float)}
@@ -74,21 +74,21 @@ def _unseen_in(corpus: Path) -> Path:
 def _recall(model, processor, split: Split, videos: dict[str, torch.Tensor]) -> dict[str, float]:
     """Returns R@1 of the captions of a split, in percent, by each score of the model."""
     owners, captions = zip(*split.captions())
-    texts = _embed_texts(model, processor, captions)
+    texts = embed_texts(model, processor, captions)
     scores = {"single": texts["embeds"] @ videos["embeds"].T / float(model.temperature)}
     if "token_embeds" in videos:
-        scores["tokens"] = _token_scores(texts, videos) / float(model.token_temperature)
+        scores["tokens"] = token_scores(texts, videos) / float(model.token_temperature)
         scores["reranked"] = scores["single"] + scores["tokens"]
     entries, ids = torch.eye(len(split.rows)), range(len(split.rows))
     return {name: retrieval_metrics(matrix, entries, owners, ids)["t2v_R@1"] for name, matrix in scores.items()}
 
 
-def _embed_videos(model, processor, split: Split) -> dict[str, torch.Tensor]:
+def embed_videos(model, processor, split: Split) -> dict[str, torch.Tensor]:
     with evaluation_mode(model):
         return _embed([model(pixel_values_videos=some) for some in batches(model, processor, split)], "video")
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -96,7 +96,7 @@ def _swapped(setting: Setting, model, processor, test: Split, videos: dict[str, 
     pairs = test.pairs(setting, "test")
     clip_of = {row["video_id"]: index for index, row in enumerate(test.rows)}
     clips = torch.tensor([clip_of[pair["video_id"]] for pair in pairs])
-    of_options = [_embed_texts(model, processor, [pair["options"][n] for pair in pairs]) for n in (0, 1)]
+    of_options = [embed_texts(model, processor, [pair["options"][n] for pair in pairs]) for n in (0, 1)]
     scores = [(one["embeds"] * videos["embeds"][clips]).sum(1) / float(model.temperature) for one in of_options]
     by_score = {"exchanged": scores}
     if "token_embeds" in videos:
@@ -112,7 +112,7 @@ def _swapped(setting: Setting, model, processor, test: Split, videos: dict[str, 
     return found
 
 
-def _embed_texts(model, processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def embed_texts(model, processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     with evaluation_mode(model):
         parts = [list(texts[start : start + _BATCH_SIZE]) for start in range(0, len(texts), _BATCH_SIZE)]
         return _embed([model(**processor(text=part, return_tensors="pt").to(model.device)) for part in parts], "text")
@@ -134,7 +134,7 @@ def _embed(outputs: Sequence[Any], side: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def _token_scores(texts: dict[str, torch.Tensor], videos: dict[str, torch.Tensor]) -> torch.Tensor:
+def token_scores(texts: dict[str, torch.Tensor], videos: dict[str, torch.Tensor]) -> torch.Tensor:
     """Returns the similarities of all texts and videos, computed from their tokens."""
     rows = []
     for start in range(0, len(texts["embeds"]), _TEXTS_AT_ONCE):
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if weights.stem != f"{row.name}-{seed}":  # weights of another row whose name starts the same way
                 continue
             recorded = done.get((row.name, seed), "")
-            if recorded and recorded != _digest(weights):
+            if recorded and recorded != digest(weights):
                 parser.exit(1, f"{path}: {row.name}, seed {seed}, was trained again since: remove its line.\n")
             if not recorded:
                 tasks[f"{row.name}, seed {seed}"] = (setting, row, seed, weights, corpus, options.cpu)

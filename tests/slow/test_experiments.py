@@ -10,9 +10,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 
-from experiments import ablation, render, runs, seeds, words
+from experiments import ablation, kept_tokens, render, runs, seeds, words
 from experiments.clips import SPLITS, ClipsInMemory, CollatorInMemory, Split, prepare
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
@@ -31,6 +32,7 @@ from region_learner import load_corpus
 from region_learner.corpora import load_masks
 from region_learner.evaluation.region_baselines import grid_masks
 from region_learner.files import locked
+from region_learner.modeling_region_learner import word_region_similarity
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +76,7 @@ def test_names_of_tables_and_rows_differ():
 
 # The recorded runs, and what docs/evidence.md says about them
 
-RECORDED = sorted(path for path in render.RUNS.rglob("*.jsonl") if not path.stem.endswith("_words"))
+RECORDED = sorted(path for path in render.RUNS.rglob("*.jsonl") if not path.stem.endswith(("_words", "_kept")))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(render.RUNS)))
@@ -94,6 +96,34 @@ def test_measurements_of_words_match_the_recorded_runs(path):
     trained = {(run["row"], run["seed"]): run["test"]["t2v_R@1"] for run in recorded}
     for one in read_runs(path):
         assert one["single"] == pytest.approx(trained[one["row"], one["seed"]], abs=0.75)  # rounding differs
+
+
+def test_a_reduction_to_all_tokens_changes_nothing():
+    embeds, weights = F.normalize(torch.randn(2, 9, 4), dim=-1), torch.rand(2, 9).softmax(1)
+    texts, words = F.normalize(torch.randn(3, 5, 4), dim=-1), torch.rand(3, 5).softmax(1)
+    expected = word_region_similarity(texts, words, embeds, weights)
+    for name, reduce in kept_tokens.METHODS.items():
+        torch.testing.assert_close(word_region_similarity(texts, words, *reduce(embeds, weights, 9)), expected)
+        some, of_some = reduce(embeds, weights, 3)
+        assert some.shape == (2, 3, 4), name
+        torch.testing.assert_close(of_some.sum(1), torch.ones(2))
+
+
+def test_reductions_of_tokens_in_two_groups():
+    """Five similar tokens and two others: which are kept, or merged, can be seen by hand."""
+    one, other = F.normalize(torch.tensor([[1.0, 0.01], [0.0, 1.0]]), dim=-1)
+    embeds = torch.stack([one, one, other, one, other, one, one])[None]
+    weights = torch.tensor([[3.0, 2.9, 1.0, 2.8, 1.0, 2.7, 2.6]]) / 16
+    heaviest, _ = kept_tokens.heaviest(embeds, weights, 2)
+    assert torch.equal(heaviest[0], torch.stack([one, one]))
+    farthest, shares = kept_tokens.farthest_points(embeds, weights, 2)
+    assert torch.equal(farthest[0], torch.stack([one, other]))
+    torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25]]))
+    for reduce in (kept_tokens.clusters, kept_tokens.merged):
+        found, shares = reduce(embeds, weights, 2)
+        order = shares[0].argsort(descending=True)
+        torch.testing.assert_close(found[0, order], torch.stack([one, other]))
+        torch.testing.assert_close(shares[0, order], torch.tensor([14.0, 2.0]) / 16)
 
 
 @pytest.mark.parametrize(
