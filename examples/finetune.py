@@ -33,7 +33,7 @@ def main() -> None:
         output_dir=options.output_dir,
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
-        learning_rate=1e-4,  # of new parts, such as regions
+        learning_rate=1e-4,  # of all other weights, such as the temperature of the loss
         video_learning_rate=options.learning_rate,
         text_learning_rate=options.learning_rate,
         dataloader_num_workers=options.workers,
