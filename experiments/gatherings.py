@@ -98,13 +98,43 @@ class TrueMasks(_Gathering):
         batch, frames, height, width, _ = features.shape
         objects = F.one_hot(self.labels.long(), _MOST_OBJECTS + 1)[..., 1:].permute(0, 1, 4, 2, 3).float()
         shares = F.adaptive_avg_pool2d(objects.flatten(0, 1), (height, width))  # of each object in each patch
-        shares = shares.flatten(2).unflatten(0, (batch, frames))  # (B, T, objects, h * w)
         generator = None if self.training else torch.Generator().manual_seed(0)
-        order = torch.rand(batch, _MOST_OBJECTS, generator=generator).argsort(1).to(features.device)
-        shares = shares.gather(2, order[:, None, :, None].expand_as(shares))
+        shares = self.degrade(shares.unflatten(0, (batch, frames)), generator).flatten(3)  # (B, T, objects, h * w)
+        order = self.order(batch, frames, generator).to(features.device)
+        shares = shares.gather(2, order[..., None].expand_as(shares))
         cells = grid_masks(self.queries.shape[1] - _MOST_OBJECTS, height, width).flatten(1).to(features.device)
         masks = torch.cat([shares, cells.expand(batch, frames, -1, -1)], 2)
         return (masks / masks.sum(-1, keepdim=True).clamp(min=1e-6))[:, None]
+
+    def degrade(self, shares: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """Returns the masks that are used in place of `shares` (B, T, objects, h, w)."""
+        return shares
+
+    def order(self, batch: int, frames: int, generator: torch.Generator | None) -> torch.Tensor:
+        """Returns which object each vector pools, (B, T, objects)."""
+        return torch.rand(batch, 1, _MOST_OBJECTS, generator=generator).argsort(2).expand(-1, frames, -1)
+
+
+class BlurredMasks(TrueMasks):
+    """Like [`TrueMasks`], but each mask is the mean of the true mask over 3 x 3 patches."""
+
+    def degrade(self, shares, generator):
+        return F.avg_pool2d(shares.flatten(0, 1), 3, stride=1, padding=1).view_as(shares)
+
+
+class MissingMasks(TrueMasks):
+    """Like [`TrueMasks`], but a quarter of the objects, drawn at random, have no mask."""
+
+    def degrade(self, shares, generator):
+        is_found = torch.rand(len(shares), _MOST_OBJECTS, generator=generator) >= 0.25
+        return shares * is_found.to(shares)[:, None, :, None, None]
+
+
+class UntrackedMasks(TrueMasks):
+    """Like [`TrueMasks`], but the order of the objects is different in each frame."""
+
+    def order(self, batch, frames, generator):
+        return torch.rand(batch, frames, _MOST_OBJECTS, generator=generator).argsort(2)
 
 
 def give_labels(model: RegionLearnerVideoModel) -> None:
@@ -223,6 +253,9 @@ GATHERINGS: dict[str, type[RegionLearnerQueries | RegionLearnerAggregation]] = {
     "random_patches": RandomPatches,
     "clusters": Clusters,
     "true_masks": TrueMasks,
+    "blurred_masks": BlurredMasks,
+    "missing_masks": MissingMasks,
+    "untracked_masks": UntrackedMasks,
     "grid": Grid,
     "convolution": Convolution,
     "slots": Slots,

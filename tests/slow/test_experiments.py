@@ -15,6 +15,7 @@ from scipy import stats
 
 from experiments import ablation, kept_tokens, render, runs, seeds, words
 from experiments.clips import SPLITS, ClipsInMemory, CollatorInMemory, Split, prepare
+from experiments.gatherings import GATHERINGS
 from experiments.runs import add_run, read_runs, run_in_processes, runs_of
 from experiments.settings import SETTINGS, TABLES, Row, rows_of, with_baselines
 from experiments.step_time import relative_step_times
@@ -239,6 +240,29 @@ def test_true_masks_are_those_of_the_objects(prepared):
     prepare(drawn, prepared / "drawn", ["val"], labels=True)
     drawn = Split.load(drawn, prepared / "drawn", "val", labels=True)
     assert np.array_equal(drawn.frames[..., 3], labeled.frames[..., 3])
+
+
+def test_true_masks_that_are_made_worse():
+    config = new_model(TOY, rows_of(["queries"])[0], ["a few words for the tokenizer"])[0].config.video_config
+    labels = torch.zeros(64, 3, 48, 48)
+    labels[:, :, :16, :16], labels[:, :, 40:, 40:] = 1, 2  # four patches and one patch
+
+    def found(name: str) -> torch.Tensor:  # (clips, frames, objects, patches)
+        gathering = GATHERINGS[name](config).eval()
+        gathering.labels = labels
+        return gathering.attend(torch.zeros(64, 3, 6, 6, 96), None, None)[:, 0, :, :6]
+
+    shown = found("true_masks").sum(-1).round()
+    assert (shown.sum(2) == 2).all()
+    assert (shown == shown[:, :1]).all()
+    blurred = found("blurred_masks")
+    assert sorted((blurred[0, 0] > 0).sum(-1).tolist()) == [0, 0, 0, 0, 4, 9]
+    missing = found("missing_masks").sum(-1).round()
+    assert 0.6 < missing.sum() / shown.sum() < 0.9
+    assert (missing == missing[:, :1]).all()
+    untracked = found("untracked_masks").sum(-1).round()
+    assert (untracked.sum(2) == 2).all()
+    assert (untracked != untracked[:, :1]).any((1, 2)).float().mean() > 0.9
 
 
 def test_masks_of_a_fixed_grid():
