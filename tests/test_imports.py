@@ -83,7 +83,7 @@ def test_importing_the_package_loads_no_large_library():
 
 def test_using_the_model_loads_neither_trainer_nor_datasets():
     script = (
-        "import sys; from region_learner import RegionLearnerModel; "
+        "import sys; from region_learner import RegionLearnerModel, VideoIndex; "
         "print([m for m in ('datasets', 'timm', 'transformers.trainer') if m in sys.modules])"
     )
     done = run_fresh(script, isolated=False)

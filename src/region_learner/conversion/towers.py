@@ -10,14 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoModel,
-    CLIPModel,
-    CLIPTextModel,
-    CLIPVisionModel,
-    PreTrainedConfig,
-    TimmWrapperConfig,
-)
+from transformers import AutoModel, CLIPModel, CLIPTextModel, CLIPVisionModel, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
@@ -173,6 +166,7 @@ def _load_timm(name: str, as_backbone: bool) -> _ImageTower:
 
 def _timm_backbone(name: str, model: Any) -> _ImageTower:
     from timm.models import load_model_config_from_hf
+    from transformers import TimmWrapperConfig  # imports timm
 
     source = _timm_name(name)
     arguments: dict[str, Any] = {}
