@@ -206,6 +206,51 @@ class Slots(RegionLearnerQueries):
         return torch.stack(found, 1)[:, None]
 
 
+class Competing(RegionLearnerQueries):
+    """Learned queries that compete for each patch, as slots do: a softmax over queries instead of positions."""
+
+    competes = True
+
+    def attend(self, features, places, frame_mask):
+        return self.weights(self.q_proj(self.query_norm(self.queries)), features)
+
+    def weights(self, query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Returns the weights (B, H, T, S, h * w) of patches for projected queries (B or 1, S, D)."""
+        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))
+        scores = (self._heads(query) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).float()
+        scores = scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)
+        if not self.competes:
+            return scores.softmax(-1)
+        shares = scores.softmax(3) + 1e-6  # of each patch, over queries
+        return shares / shares.sum(-1, keepdim=True)
+
+
+class RefinedCompeting(Competing):
+    """
+    Competing queries that attend twice: what a query finds in the first pass, averaged over the frames, is added to it
+    for the second pass. So the second pass looks for this particular object in every frame.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.refine = RegionLearnerLinear(config.hidden_size, config.hidden_size)
+        self.second_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.second_q_proj = RegionLearnerLinear(config.hidden_size, config.hidden_size, bias=False)
+
+    def attend(self, features, places, frame_mask):
+        first = super().attend(features, places, frame_mask)
+        value = self._heads(self.v_proj(self.value_norm(features.flatten(1, 3))))
+        found = (first.to(value.dtype) @ value.unflatten(2, (features.shape[1], -1))).mean(2)  # (B, H, S, D / H)
+        queries = self.queries + self.refine(found.transpose(1, 2).flatten(2))
+        return self.weights(self.second_q_proj(self.second_norm(queries)), features)
+
+
+class Refined(RefinedCompeting):
+    """Like [`RefinedCompeting`], but without competition."""
+
+    competes = False
+
+
 class Tracking(RegionLearnerQueries):
     """The tracks of `region_form="tracks"`, unchanged."""
 
@@ -259,6 +304,9 @@ GATHERINGS: dict[str, type[RegionLearnerQueries | RegionLearnerAggregation]] = {
     "grid": Grid,
     "convolution": Convolution,
     "slots": Slots,
+    "competing": Competing,
+    "refined": Refined,
+    "refined_competing": RefinedCompeting,
     "anchored": Anchored,
     "tracking": Tracking,
     "tracking_heads": TrackingHeads,
