@@ -266,6 +266,50 @@ class Anchored(Tracking):
         return (scores - self.nearness.float()[:, None, None, None] * far).softmax(-1)
 
 
+class RefinedTracking(Tracking):
+    """
+    Like [`Tracking`], but each track is followed twice, as in [`RefinedCompeting`]: what it finds the first time,
+    averaged over the frames, is added to the query for the second time.
+    """
+
+    competes = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.refine = RegionLearnerLinear(config.hidden_size, config.hidden_size)
+        self.second_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.second_q_proj = RegionLearnerLinear(config.hidden_size, config.hidden_size, bias=False)
+
+    def attend(self, features, places, frame_mask):
+        frames = features.shape[1]
+        first = super().attend(features, places, frame_mask)
+        value = self._heads(self.v_proj(self.value_norm(features.flatten(1, 3))))
+        found = (first.to(value.dtype) @ value.unflatten(2, (frames, -1))).mean(2)  # (B, H, S, D / H)
+        queries = self.queries + self.refine(found.transpose(1, 2).flatten(2))
+        query = self._heads(self.second_q_proj(self.second_norm(queries)))
+        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))
+        scores = (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).float()
+        return self._follow(scores.unflatten(3, (frames, -1)).transpose(2, 3), places, frame_mask)
+
+    def _follow(self, scores, places, frame_mask):
+        if not self.competes:
+            return super()._follow(scores, places, frame_mask)
+        centers, nearness = self.anchors.float(), self.nearness.float()[:, None, None]
+        found = []
+        for of_frame in scores.unbind(2):  # (B, H, S, h * w)
+            far = (centers[..., None, :] - places).square().sum(-1).clamp(max=_MAX_SQUARED_DISTANCE)
+            shares = (of_frame - nearness * (far if far.ndim == 2 else far[:, None])).softmax(2) + 1e-6
+            found.append(shares / shares.sum(-1, keepdim=True))
+            centers = found[-1].mean(1) @ places  # (B, S, 2)
+        return torch.stack(found, 2)
+
+
+class RefinedCompetingTracking(RefinedTracking):
+    """Like [`RefinedTracking`], but the tracks compete for each patch, as in [`Competing`]."""
+
+    competes = True
+
+
 class TrackingHeads(Tracking):
     """Like [`Tracking`], but the path of a region has the centers of all heads, not only of their mean."""
 
@@ -309,6 +353,8 @@ GATHERINGS: dict[str, type[RegionLearnerQueries | RegionLearnerAggregation]] = {
     "refined_competing": RefinedCompeting,
     "anchored": Anchored,
     "tracking": Tracking,
+    "refined_tracking": RefinedTracking,
+    "refined_competing_tracking": RefinedCompetingTracking,
     "tracking_heads": TrackingHeads,
     "tracks_and_cells": TracksAndCells,
 }

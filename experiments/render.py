@@ -104,6 +104,17 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
             ("tubes", "36 cells of one patch each (tubes)"),
         )
     ],
+    (
+        "36 region queries instead of 36 cells of one patch each (tubes), re-ranked",
+        ("queries_36", _SUM),
+        ("tubes", _SUM),
+    ),
+    ("36 region queries instead of 12, re-ranked", ("queries_36", _SUM), ("queries", _SUM)),
+    *[
+        (f"the true masks of the objects instead of {label}, {kind}", ("true_masks", measure), (row, measure))
+        for row, label in (("queries", "region queries"), ("cells", "cells of a grid"))
+        for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
+    ],
     *[
         (f"tracks instead of region queries, {kind}", ("tracking", measure), ("queries", measure))
         for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"), (_WHERE, "*where*"))

@@ -198,7 +198,7 @@ def word_contrasts(found: Sequence[dict[str, Any]], contrasts: Sequence[tuple[st
     Returns the differences of pairs of rows as a table: means over the seeds that both have, with 95% intervals, or
     the differences of one or two seeds. If one of the two has no tokens, "re-ranked" compares with its single vector.
     """
-    labels = {row.name: row.label for row in rows_of(["words", "crowded"])}
+    labels = {row.name: row.label for row in rows_of(["words", "better_masks", "crowded"])}
     lines, columns = [], _columns(found)
     for name, other in contrasts:
         cells = [mean_cell(differences(found, (name, names), (other, names)), sign="+") for names in columns]
