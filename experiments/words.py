@@ -183,7 +183,7 @@ def word_table(
     lines, columns = [], _columns(found)
     parameters = {run["row"]: f"{run['parameters'] / 1000:.0f} k" for run in runs}
     for row in rows:
-        of_row = [one for one in found if one["row"] == row.name]
+        of_row = sorted((one for one in found if one["row"] == row.name), key=lambda one: one["seed"])
         if of_row:
             cells = [
                 mean_cell([value for one in of_row if (value := _value(one, names)) is not None]) for names in columns
@@ -213,12 +213,12 @@ Measured = tuple[str, tuple[str, ...]]
 
 
 def differences(found: Sequence[dict[str, Any]], one: Measured, other: Measured) -> list[float]:
-    """Returns the differences of two measurements, for the seeds that have both."""
+    """Returns the differences of two measurements, for the seeds that have both, in their order."""
     of = {(measured["row"], measured["seed"]): measured for measured in found}
     (row, names), (other_row, other_names) = one, other
     pairs = [
         (_value(measured, names, fall_back=True), _value(of[other_row, seed], other_names, fall_back=True))
-        for (name, seed), measured in of.items()
+        for (name, seed), measured in sorted(of.items())
         if name == row and (other_row, seed) in of
     ]
     return [a - b for a, b in pairs if a is not None and b is not None]
