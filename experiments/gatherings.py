@@ -206,6 +206,13 @@ class Slots(RegionLearnerQueries):
         return torch.stack(found, 1)[:, None]
 
 
+def _scores(queries: RegionLearnerQueries, query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Returns the scores (B, H, T, S, h * w) of patches for projected queries (B or 1, S, D)."""
+    key = queries._heads(queries.k_proj(queries.key_norm(features.flatten(1, 3))))
+    scores = (queries._heads(query) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).float()
+    return scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)
+
+
 class Competing(RegionLearnerQueries):
     """Learned queries that compete for each patch, as slots do: a softmax over queries instead of positions."""
 
@@ -216,19 +223,17 @@ class Competing(RegionLearnerQueries):
 
     def weights(self, query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Returns the weights (B, H, T, S, h * w) of patches for projected queries (B or 1, S, D)."""
-        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))
-        scores = (self._heads(query) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).float()
-        scores = scores.unflatten(3, (features.shape[1], -1)).transpose(2, 3)
+        scores = _scores(self, query, features)
         if not self.competes:
             return scores.softmax(-1)
         shares = scores.softmax(3) + 1e-6  # of each patch, over queries
         return shares / shares.sum(-1, keepdim=True)
 
 
-class RefinedCompeting(Competing):
+class _AttendingTwice(RegionLearnerQueries):
     """
-    Competing queries that attend twice: what a query finds in the first pass, averaged over the frames, is added to it
-    for the second pass. So the second pass looks for this particular object in every frame.
+    Base class of queries that attend twice: what a query finds in the first pass, averaged over the frames, is added
+    to it for the second pass. So the second pass looks for this particular object in every frame.
     """
 
     def __init__(self, config):
@@ -237,12 +242,19 @@ class RefinedCompeting(Competing):
         self.second_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.second_q_proj = RegionLearnerLinear(config.hidden_size, config.hidden_size, bias=False)
 
-    def attend(self, features, places, frame_mask):
-        first = super().attend(features, places, frame_mask)
+    def second_query(self, first: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Returns the projected queries (B, S, D) of the second pass; `first` are the weights of the first pass."""
         value = self._heads(self.v_proj(self.value_norm(features.flatten(1, 3))))
         found = (first.to(value.dtype) @ value.unflatten(2, (features.shape[1], -1))).mean(2)  # (B, H, S, D / H)
-        queries = self.queries + self.refine(found.transpose(1, 2).flatten(2))
-        return self.weights(self.second_q_proj(self.second_norm(queries)), features)
+        return self.second_q_proj(self.second_norm(self.queries + self.refine(found.transpose(1, 2).flatten(2))))
+
+
+class RefinedCompeting(_AttendingTwice, Competing):
+    """Competing queries that attend twice."""
+
+    def attend(self, features, places, frame_mask):
+        first = super().attend(features, places, frame_mask)
+        return self.weights(self.second_query(first, features), features)
 
 
 class Refined(RefinedCompeting):
@@ -266,30 +278,15 @@ class Anchored(Tracking):
         return (scores - self.nearness.float()[:, None, None, None] * far).softmax(-1)
 
 
-class RefinedTracking(Tracking):
-    """
-    Like [`Tracking`], but each track is followed twice, as in [`RefinedCompeting`]: what it finds the first time,
-    averaged over the frames, is added to the query for the second time.
-    """
+class RefinedTracking(_AttendingTwice, Tracking):
+    """Like [`Tracking`], but each track is followed twice."""
 
     competes = False
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.refine = RegionLearnerLinear(config.hidden_size, config.hidden_size)
-        self.second_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.second_q_proj = RegionLearnerLinear(config.hidden_size, config.hidden_size, bias=False)
-
     def attend(self, features, places, frame_mask):
-        frames = features.shape[1]
         first = super().attend(features, places, frame_mask)
-        value = self._heads(self.v_proj(self.value_norm(features.flatten(1, 3))))
-        found = (first.to(value.dtype) @ value.unflatten(2, (frames, -1))).mean(2)  # (B, H, S, D / H)
-        queries = self.queries + self.refine(found.transpose(1, 2).flatten(2))
-        query = self._heads(self.second_q_proj(self.second_norm(queries)))
-        key = self._heads(self.k_proj(self.key_norm(features.flatten(1, 3))))
-        scores = (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5).float()
-        return self._follow(scores.unflatten(3, (frames, -1)).transpose(2, 3), places, frame_mask)
+        scores = _scores(self, self.second_query(first, features), features)
+        return self._follow(scores, places, frame_mask)
 
     def _follow(self, scores, places, frame_mask):
         if not self.competes:
