@@ -143,18 +143,26 @@ def kept_table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = argument_parser("kept_tokens", __doc__).parse_args(arguments)
+    parser = argument_parser("kept_tokens", __doc__)
+    options = parser.parse_args(arguments)
     setting, corpus = SETTINGS[options.setting], SETTINGS[options.setting].clips_in(options.output)
     path = options.output / f"{options.setting}_kept.jsonl"
-    recorded = {run["seed"] for run in read_runs(path)}
+    recorded = {run["seed"]: run["weights"] for run in read_runs(path)}
     tasks = {}
     for weights in sorted((options.output / "weights" / options.setting).glob(f"{ROW}-*.safetensors")):
         seed = int(weights.stem.rpartition("-")[2])
+        if recorded.get(seed, digest(weights)) != digest(weights):
+            parser.exit(1, f"{path}: seed {seed} was trained again since: remove its line.\n")
         if seed not in recorded:
             tasks[f"seed {seed}"] = (setting, seed, weights, corpus, options.cpu)
     if tasks:
         prepare(setting, corpus)
-        run_in_processes(measure, tasks, lambda run: add_run(path, run), options.jobs, options.cpu)
+        try:
+            run_in_processes(measure, tasks, lambda run: add_run(path, run), options.jobs, options.cpu)
+        except ChildProcessError as error:
+            parser.exit(1, f"{error}\n")
+    elif not recorded:
+        parser.exit(1, f"{options.output} has no trained models of {ROW}: train them with experiments.ablation.\n")
     print(kept_table(read_runs(path)))
 
 

@@ -110,6 +110,20 @@ def test_a_reduction_to_all_tokens_changes_nothing():
         torch.testing.assert_close(of_some.sum(1), torch.ones(2))
 
 
+def test_models_that_are_missing_or_were_trained_again(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path), "--setting", "shapes_short", "--cpu"]
+    with pytest.raises(SystemExit, match="1"):
+        kept_tokens.main(arguments)
+    assert "has no trained models of all_patches" in capsys.readouterr().err
+    weights = tmp_path / "weights" / "shapes_short" / "all_patches-0.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"other weights")
+    (tmp_path / "shapes_short_kept.jsonl").write_text('{"seed": 0, "weights": "of an earlier run"}\n')
+    with pytest.raises(SystemExit, match="1"):
+        kept_tokens.main(arguments)
+    assert "seed 0 was trained again since: remove its line" in capsys.readouterr().err
+
+
 def test_reductions_of_tokens_in_two_groups():
     """Five similar tokens and two others: which are kept, or merged, can be seen by hand."""
     one, other = F.normalize(torch.tensor([[1.0, 0.01], [0.0, 1.0]]), dim=-1)
