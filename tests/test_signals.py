@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import reduction, resource_sharer
+from multiprocessing.connection import Client
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +103,38 @@ def test_an_interrupted_run_ends_with_a_line_that_says_how_to_continue(tmp_path,
     assert last.startswith(f"region-learner: interrupted. {says.format(output_dir)}")
     if (output_dir / "checkpoint-4").is_dir():
         assert incompleteness(output_dir / "checkpoint-4") is not None
+
+
+def _give_out_tensors(pipe):
+    loader_processes.LoaderWatch(1).options["worker_init_fn"](0)
+    pipe.send(resource_sharer.DupFd(0)._id)
+    pipe.recv()
+
+
+def test_a_loader_process_is_silent_when_the_main_process_leaves(capfd):
+    """After Ctrl-C, while the main process takes a tensor from a loader process."""
+    processes = multiprocessing.get_context("spawn")  # a fork server would keep the standard error it started with
+    ours, theirs = processes.Pipe()
+    process = processes.Process(target=_give_out_tensors, args=(theirs,))
+    process.start()
+    address, key = ours.recv()
+
+    def connect():
+        return Client(address, authkey=multiprocessing.current_process().authkey)
+
+    connect().close()
+    with connect() as connection:
+        connection.send((key + 1, os.getpid()))  # other errors are shown
+        with pytest.raises(EOFError):
+            connection.recv()
+    with connect() as connection:
+        connection.send((key, os.getpid()))
+        os.close(reduction.recv_handle(connection))  # the thread goes on
+    ours.send(None)
+    process.join()
+    shown = capfd.readouterr().err
+    assert f"KeyError: {key + 1}" in shown
+    assert "EOFError" not in shown
 
 
 def test_the_command_line_can_be_interrupted(tmp_path, monkeypatch, capsys):

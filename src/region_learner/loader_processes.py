@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -125,6 +126,16 @@ class _TakeSlot:
         global _own_slot
         _own_slot = self.slots[worker].numpy()
         now_reading("")
+        sys.excepthook = _report_unless_main_left
+
+
+def _report_unless_main_left(kind: type[BaseException], error: BaseException, trace: Any):
+    """
+    The `sys.excepthook` of a loader process, called by the thread that hands out its tensors. The main process may
+    leave while it takes one, on Ctrl-C for example, and it alone says why. Errors of datasets do not come here.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def now_reading(video: str):
