@@ -168,7 +168,7 @@ def parse_one_step(argv: list[str]) -> tuple:
 
 def prepare(name: str, names: dict):
     """Creates what a single example takes for granted."""
-    if name in ("RegionLearnerVideoProcessor.span_frames", "draw_regions", "draw_clusters"):
+    if name == "RegionLearnerVideoProcessor.span_frames":
         names["processor"] = names["processor"].video_processor
     elif name == "make_corpus":
         few = {"train": 1, "val": 0, "test": 0, "test_unseen": 0}

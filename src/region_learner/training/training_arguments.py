@@ -263,7 +263,7 @@ def check_for_trainer(args: RegionLearnerTrainingArguments, task: str, options: 
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process would train {args.n_gpu} codebooks: start one process per GPU, with "
-            "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one of them."
+            "`accelerate launch -m region_learner.training ...`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     data = options.get("eval_dataset")
     own_metrics = options.get("compute_metrics", METRICS[task]) is not METRICS[task]

@@ -158,7 +158,8 @@ def draw_regions(
     Example:
 
         outputs = model.video_model(pixel_values_videos)
-        frames = frames_from_pixel_values(pixel_values_videos[0], processor.image_mean, processor.image_std)
+        statistics = processor.video_processor.image_mean, processor.video_processor.image_std
+        frames = frames_from_pixel_values(pixel_values_videos[0], *statistics)
         draw_regions(frames, outputs.region_masks[0], height=224)[0].save("regions.png")
     """
     frames = _check_frames(frames)
@@ -283,7 +284,8 @@ def draw_clusters(
     Example:
 
         outputs = model.video_model(pixel_values_videos)
-        frames = frames_from_pixel_values(pixel_values_videos[0], processor.image_mean, processor.image_std)
+        statistics = processor.video_processor.image_mean, processor.video_processor.image_std
+        frames = frames_from_pixel_values(pixel_values_videos[0], *statistics)
         draw_clusters(frames, outputs.cluster_ids[0], height=224)[0].save("codes.png")
     """
     frames = _check_frames(frames)
