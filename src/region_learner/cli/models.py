@@ -17,14 +17,15 @@ def convert(
         str | None,
         typer.Option(
             metavar="CONFIG",
-            help="Configuration of the text encoder, if it is neither DistilBERT nor BERT: JSON, a directory or a Hub "
-            "name.",
+            help="Configuration of the text encoder, if it is neither a DistilBERT nor a BERT with 12 attention heads: "
+            "JSON, a directory or a Hub name.",
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Tokenizer: a directory or a Hub name. Without one, the model cannot read texts."
+            metavar="NAME",
+            help="Tokenizer: a directory or a Hub name. By default, the one that the authors used is downloaded.",
         ),
     ] = None,
     config: Annotated[
