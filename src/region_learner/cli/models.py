@@ -17,8 +17,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="CONFIG",
-            help="Configuration of the text encoder, if it is neither a DistilBERT nor a BERT with 12 attention heads: "
-            "JSON, a directory or a Hub name.",
+            help="Configuration of the text encoder, if it is neither a DistilBERT nor a BERT with 12 heads: JSON, a "
+            "directory or a Hub name.",
         ),
     ] = None,
     tokenizer: Annotated[
