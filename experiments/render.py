@@ -85,6 +85,14 @@ _WORD_FINDINGS: list[tuple[str, Measured, Measured]] = [
         ("no_regions", _VECTOR),
     ),
     ("one vector: the token loss, added to `decoupled`", ("decoupled_words", _VECTOR), ("decoupled", _VECTOR)),
+    *[
+        (
+            f"`decoupled` with the token loss: learned masks instead of a fixed grid, {kind}",
+            ("decoupled_words", measure),
+            ("decoupled_words_grid", measure),
+        )
+        for measure, kind in ((_TOKENS, "by tokens alone"), (_SUM, "re-ranked"))
+    ],
     ("region queries: re-ranked instead of by one vector", ("queries", _SUM), ("queries", _VECTOR)),
     *[
         (f"region queries instead of {label}, {kind}", ("queries", measure), (row, measure))

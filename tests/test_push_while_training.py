@@ -16,7 +16,7 @@ from region_learner import RegionLearnerModel, publishing
 from region_learner.evaluation.provenance import describe_model
 from region_learner.evaluation.results import write_results
 from region_learner.processing_region_learner import RegionLearnerProcessor
-from region_learner.training import pushing
+from region_learner.training import parse_stages, pushing, train_stages
 from region_learner.training.checkpoints import incompleteness
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
@@ -75,6 +75,17 @@ def test_intermediate_pushes_load_with_remote_code(pushed, video, work):  # noqa
     embeddings = [results[name][0]["outputs.video_embeds"] for name in ("step", "end")]
     assert not torch.equal(*embeddings)  # training continued in between
     assert all("transformers_modules" in module for module in results["step"][1]["modules"])
+
+
+def test_the_results_are_kept_if_the_last_push_fails(pushed, work, tmp_path, monkeypatch):  # noqa: F811
+    pushed.use_in_this_process(monkeypatch, tmp_path)
+    monkeypatch.setattr(pushed, "faults", {"/commit/": (403, "Private repository storage limit reached")})
+    options = [f"--model={work / 'start'}", f"--data_dir={work}", f"--output_dir={tmp_path / 'run'}", "--max_steps=1"]
+    options += ["--push_to_hub=true", f"--hub_model_id={REPO}", "--save_strategy=no", "--use_cpu=true"]
+    options += ["--per_device_train_batch_size=2", "--report_to=none", "--disable_tqdm=true"]
+    with pytest.raises(OSError, match=f"Pushing {REPO} failed because its owner's storage is full"):
+        train_stages(parse_stages(options))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["train"]["train_loss"] > 0
 
 
 # --- Without videos, in this process --------------------------------------------------------------------------

@@ -46,7 +46,8 @@ def test_names_that_are_not_utf8(tmp_path):
 def test_members_of_shards(tmp_path):
     first, second = write(tmp_path / "x" / "1.mp4", b"first"), write(tmp_path / "x" / "2.webm", b"second one")
     text = write(tmp_path / "x" / "1.txt")
-    shard = make_shard(tmp_path / "s.tar", {"1.mp4": first, "1.txt": text, "./sub/2.webm": second})
+    hidden = {"._1.mp4": text, "./sub/._2.webm": text, ".trash/3.mp4": first}
+    shard = make_shard(tmp_path / "s.tar", {"1.mp4": first, "1.txt": text, "./sub/2.webm": second, **hidden})
     found = find_videos([shard])
     assert list(found.videos) == [f"{shard}/1.mp4", f"{shard}/sub/2.webm"]
     for video, path in zip(found.videos.values(), (first, second)):

@@ -359,6 +359,26 @@ def test_too_few_shards_for_the_workers_are_reported(caplog, monkeypatch):
 # --- Left-out samples ----------------------------------------------------------------------------------------
 
 
+def test_what_is_left_out_of_a_sample_is_named(tmp_path, caplog):
+    contents = {
+        "a": {"captions": ["one", " "], "text": "other", "caption": ["one", " "]},
+        "b": {"caption": "two", "video": "v.mp4", "text": ""},
+        "c": {"caption": "three"},
+        "d": {"text": [None, "four"]},
+    }
+    members = [(f"{key}{end}", content) for key, value in contents.items()
+               for end, content in ((".json", json.dumps(value).encode()), (".mp4", b"v"))]  # fmt: skip
+    write_shard(tmp_path / "0.tar", members)
+    rows = load_corpus("webdataset", tmp_path)
+    assert [row["captions"] for row in rows] == [["one"], ["two"], ["three"], ["four"]]
+    (record,) = caplog.records
+    assert record.message.partition("0.tar: ")[2].split("; ") == [
+        "leaving out blank captions of 2 samples (a, d)",
+        "leaving out the field 'text' of 1 sample (a)",
+        "leaving out the field 'video' of 1 sample (b)",
+    ]
+
+
 def test_samples_without_video_or_caption_are_counted(tmp_path, caplog):
     members = [
         ("a.mp4", b"v"),

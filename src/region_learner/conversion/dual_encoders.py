@@ -111,7 +111,8 @@ def load_dual_encoder(name: str | os.PathLike, **config_overrides: Any) -> Regio
             model.video_projection.weight.copy_(state.get("visual_projection.weight", identity))
             model.text_projection.weight.copy_(state.get("text_projection.weight", identity))
         else:
-            logger.warning("projection_dim=%d replaces the projections of %s.", config.projection_dim, name)
+            message = "projection_dim=%d replaces the projections of %s by untrained ones."
+            logger.warning(message, config.projection_dim, name)
         if model.logit_bias is not None and "logit_bias" in state and "sigmoid_bias" not in config_overrides:
             model.logit_bias.copy_(state["logit_bias"].reshape(1))
     return model.eval()

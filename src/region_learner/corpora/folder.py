@@ -6,6 +6,7 @@ DIR/[SPLIT/]... videos or images, named by the column `file_name` relative to th
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from .videos import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTION_COLUMNS = ("captions", "caption", "text")
@@ -157,6 +159,9 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
         raise CorpusError(f"{path} has no rows")
     caption_column = _caption_column(rows[0][1], caption_column, path)
     _check_whole_numbers(rows, path)
+    for name in ("video", "captions"):
+        if name != caption_column and any(name in row for _, row in rows):
+            logger.warning("%s: leaving out the column %r, as rows have a column of this name: rename it.", path, name)
     empty = []
     files: dict[str, tuple[str, str]] = {}  # file_name -> path and name; a file may have millions of rows
     for number, row in rows:

@@ -143,21 +143,26 @@ class _ShardReport:
     def __init__(self, shard: str):
         self.shard = shard
         self.read = 0
-        self.left_out: dict[str, list[str]] = {}
+        self.left_out: dict[str, list[str]] = {}  # samples, by reason
+        self.parts_left_out: dict[str, list[str]] = {}  # of samples that are read, by what is left out
         self.damage = ""
 
     def leave_out(self, key: str, reason: str) -> None:
         self.left_out.setdefault(reason, []).append(key)
 
+    def leave_out_of(self, key: str, part: str) -> None:
+        self.parts_left_out.setdefault(part, []).append(key)
+
     def warn(self) -> None:
         """Logs one warning, once per shard and process."""
-        if not (self.left_out or self.damage) or self.shard in _warned:
+        if not (self.left_out or self.parts_left_out or self.damage) or self.shard in _warned:
             return
         _warned.add(self.shard)
         parts = []
         for reason, keys in self.left_out.items():
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            parts.append(f"leaving out {_count(keys)} {reason} ({', '.join(keys[:3])}{more})")
+            parts.append(f"leaving out {_count(keys)} {reason} ({_some(keys)})")
+        for part, keys in self.parts_left_out.items():
+            parts.append(f"leaving out {part} of {_count(keys)} ({_some(keys)})")
         if self.damage:
             parts.append(f"leaving out the rest of the shard after {_count(range(self.read))} ({self.damage})")
         logger.warning("%s: %s", self.shard, "; ".join(parts))
@@ -165,6 +170,10 @@ class _ShardReport:
 
 def _count(samples: Sized) -> str:
     return "1 sample" if len(samples) == 1 else f"{len(samples)} samples"
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _ShardReport) -> Iterator[Row]:
@@ -185,7 +194,7 @@ def _read_shard(file: BinaryIO, shard: str, lazy: bool, damaged: str, report: _S
             )
         seen.add(key)
         try:
-            row = _make_row(file, shard, key, parts, lazy)
+            row = _make_row(file, shard, key, parts, lazy, report)
         except _UnusableError as error:
             if error.is_damage and damaged == "error":
                 raise CorpusError(f'{shard}: {error}; repair it, or leave it out with damaged="skip"') from error
@@ -211,7 +220,9 @@ _CAPTION_COLUMNS = ("captions", "caption", "text")
 _WITHOUT_CAPTIONS = {"question", "label"}
 
 
-def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member], lazy: bool) -> Row:
+def _make_row(
+    file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member], lazy: bool, report: _ShardReport
+) -> Row:
     media = _choose_media(shard, parts)
     if media is None:
         raise _UnusableError("without a video or image")
@@ -225,11 +236,16 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
         content = _read_json(file, shard, parts[".json"])
     # Samples that `corpus prepare` wrote hold the row as it was.
     ours = isinstance(content.get("prepared"), dict) and "source" in content["prepared"]
-    captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
+    column, captions = _captions(content, parts.get(".json"), ("captions",) if ours else _CAPTION_COLUMNS)
     if not captions and ".txt" in parts:
-        captions = _captions({"text": _read_text(file, shard, parts[".txt"])}, parts[".txt"], ("text",))
+        _, captions = _captions({"text": _read_text(file, shard, parts[".txt"])}, parts[".txt"], ("text",))
     if not captions and not ours and not _WITHOUT_CAPTIONS & content.keys():
         raise _UnusableError("without a caption")
+    if not all(captions):
+        report.leave_out_of(key, "blank captions")
+    for name in () if ours else ("video", *_CAPTION_COLUMNS):
+        if name != column and content.get(name) and content[name] != content.get(column):
+            report.leave_out_of(key, f"the field {name!r}")
     reserved = _RESERVED if ours else (*_RESERVED, *_SOURCES)
     return {
         "video": (
@@ -238,7 +254,7 @@ def _make_row(file: BinaryIO, shard: str, key: str, parts: Mapping[str, Member],
             else read_at(file, media.offset, media.size, shard)
         ),
         "video_id": _video_id(content, parts.get(".json"), key),
-        "captions": captions,
+        "captions": [caption for caption in captions if caption],
         **{name: value for name, value in content.items() if name not in reserved},
     }
 
@@ -263,11 +279,13 @@ def _video_id(content: Mapping[str, Any], member: Member | None, key: str) -> st
     return key
 
 
-def _captions(content: Mapping[str, Any], member: Member | None, names: Sequence[str]) -> list[str]:
+def _captions(content: Mapping[str, Any], member: Member | None, names: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the first of the fields `names` that has a caption, and its captions; "" and [] if none has."""
     for name in names:
-        if captions := [caption for caption in _read(read_captions, content, name, member) if caption]:
-            return captions
-    return []
+        captions = _read(read_captions, content, name, member)
+        if any(captions):
+            return name, captions
+    return "", []
 
 
 def _read(reader: Callable[[Any], Any], content: Mapping[str, Any], name: str, member: Member | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -201,7 +202,8 @@ def _in_shard(shard: str) -> Iterator[Video]:
     modified = os.stat(shard).st_mtime_ns
     with open(shard, "rb", buffering=0) as file:
         for member in walk_members(file, shard):
-            if member.name.lower().endswith(VIDEO_EXTENSIONS):
+            is_hidden = re.search(r"(^|/)\.[^./]", member.name)  # such as "._1.mp4", which macOS adds
+            if member.name.lower().endswith(VIDEO_EXTENSIONS) and not is_hidden:
                 path = os.path.normpath(os.path.join(shard, member.name))
                 yield Video(path, member.size, modified, member.offset, shard)
 

@@ -290,7 +290,7 @@ class _RemoveEarlierRun(TrainerCallback):
 def _save_model(trainer: RegionLearnerTrainer, has_adapters: bool) -> None:
     if has_adapters:  # the model is saved and tested with its adapters merged
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # `train` pushes it once, with its results
     trainer.accelerator.wait_for_everyone()  # the next stage reads what the first process has written
 
 
