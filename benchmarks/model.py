@@ -14,6 +14,7 @@ quantizer adds; on a CPU, it is measured in a separate process (Linux only).
 "forms" times the region module of each form alone, and the dual encoder around it. Forward is the embedding of clips;
 forward + backward is a training step without the optimizer, with a caption for each clip, and includes the update of
 the codebook. For `queries`, it also times words and regions alone: phrases, token projections, similarities and loss.
+"kept" is the memory of what the forward pass of a part keeps for the backward pass, without weights and inputs.
 """
 
 import argparse
@@ -162,7 +163,7 @@ class Form:
             "attention_mask": torch.ones(shape, dtype=torch.long, device=options.device),
             "pixel_values_videos": pixels(options, options.batch),
         }
-        self.parts: dict[str, Callable[[bool], None]] = {"whole": self.whole, "region module": self.region_module}
+        self.parts: dict[str, Callable[[], torch.Tensor]] = {"whole": self.whole, "region module": self.region_module}
         self.region_inputs: list[Any] = []
         module = self.model.video_model.region_module
         hook = module.register_forward_pre_hook(lambda module, inputs: self.region_inputs.extend(inputs))
@@ -179,24 +180,41 @@ class Form:
     def run(self, part: str, training: bool) -> None:
         self.model.train(training)
         with torch.set_grad_enabled(training):
-            self.parts[part](training)
+            loss = self.parts[part]()
+        if training:
+            loss.backward()
         self.model.zero_grad()
 
-    def whole(self, training: bool) -> None:
-        with autocast(self.options):
-            if not training:
-                self.model.get_video_features(self.inputs["pixel_values_videos"])
-                return
-            loss = self.model(**self.inputs, return_loss=True).loss
-        loss.backward()
+    def kept(self, part: str) -> int:
+        """Returns the bytes that the forward pass of a part keeps for the backward pass, without weights and inputs."""
+        self.model.train()
+        given = [*self.model.parameters(), *self.model.buffers(), *self.inputs.values(), *self.region_inputs]
+        given = [x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)]
+        sizes: dict[int, int] = {}
 
-    def region_module(self, training: bool) -> None:
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in given:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            self.parts[part]().backward()
+        self.model.zero_grad()
+        return sum(sizes.values())
+
+    def whole(self) -> torch.Tensor:
+        with autocast(self.options):
+            if self.model.training:
+                return self.model(**self.inputs, return_loss=True).loss
+            return self.model.get_video_features(self.inputs["pixel_values_videos"]).pooler_output
+
+    def region_module(self) -> torch.Tensor:
         with autocast(self.options):
             states, _, _, loss = self.model.video_model.region_module(*self.region_inputs)
-        if training:
-            (states.float().sum() + (0 if loss is None else loss.sum())).backward()
+        return states.float().sum() + (0 if loss is None else loss.sum())
 
-    def words_and_regions(self, training: bool) -> None:
+    def words_and_regions(self) -> torch.Tensor:
         model, mask = self.model, self.inputs["attention_mask"].bool()
         with autocast(self.options):
             phrases = model.phrases(self.words, mask)
@@ -208,9 +226,7 @@ class Form:
                 text_token_embeds=words[0], text_token_weights=words[1],
                 video_token_embeds=regions[0], video_token_weights=regions[1],
             )  # fmt: skip
-            loss = word_region_loss(outputs, model.token_temperature)
-        if training:
-            (loss + texts.float().sum()).backward()
+            return word_region_loss(outputs, model.token_temperature) + texts.float().sum()
 
 
 # Measurement
@@ -247,6 +263,9 @@ def measure_form(name: str, options: argparse.Namespace) -> list[dict]:
             share = statistics.median(a / b for a, b in zip(values, times["whole"]))
             row = {"form": name, "part": part, "pass": title, "seconds": statistics.median(values), "share": share}
             rows.append(row | {"all_seconds": values})
+    kept = {part: form.kept(part) for part in form.parts}
+    rows += [{"form": name, "part": part, "pass": "kept", "bytes": kept[part], "share": kept[part] / kept["whole"]}
+             for part in kept]  # fmt: skip
     return rows
 
 
@@ -390,7 +409,8 @@ def compare_forms(options: argparse.Namespace) -> list[dict]:
         for row in measure_form(name, options):
             rows.append(row)
             title = f"{name:10} {row['part']:18} {row['pass']:18}"
-            print(f"{title} {1000 * row['seconds']:7.1f} ms {100 * row['share']:11.1f} %", flush=True)
+            value = f"{row['bytes'] / 2**20:7.1f} MiB" if row["pass"] == "kept" else f"{1000 * row['seconds']:8.1f} ms"
+            print(f"{title} {value} {100 * row['share']:10.1f} %", flush=True)
     return rows
 
 

@@ -222,8 +222,8 @@ def test_sdpa_and_eager_attention_agree(options, mask):
 
 
 @pytest.mark.parametrize("mask", [None, [[1, 1, 1, 0], [1, 1, 1, 1]]], ids=["all_frames", "masked_frames"])
-def test_attention_of_training_in_bfloat16_on_a_cpu(mask, monkeypatch):
-    """Plain attention replaces the fused kernel there, but not for long sequences, and not in other cases."""
+def test_attention_in_bfloat16_on_a_cpu(mask, monkeypatch):
+    """Plain attention replaces the fused kernel, but not for long sequences, nor in inference on a CPU with AMX."""
     videos, frame_mask = clips(), None if mask is None else torch.tensor(mask)
 
     def run(implementation="sdpa", training=True, dtype=torch.bfloat16):
@@ -248,10 +248,13 @@ def test_attention_of_training_in_bfloat16_on_a_cpu(mask, monkeypatch):
     assert torch.equal(output, eager_output)
     assert torch.equal(gradient, eager_gradient)
     exact_output, exact_gradient, calls = run(dtype=torch.float32)
-    assert calls == run(training=False)[2] == 0
+    assert calls == 0
+    for has_amx, expected in ((False, all_calls), (True, 0)):
+        monkeypatch.setattr(modeling_region_learner, "_HAS_AMX", has_amx)
+        assert run(training=False)[2] == expected
     assert (output - exact_output).norm() < 0.03 * exact_output.norm()
     assert (gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
-    monkeypatch.setattr(modeling_region_learner, "_PLAIN_KEYS", 8)  # 5 keys over time, 17 over space
+    monkeypatch.setattr(modeling_region_learner, "_PLAIN_WEIGHTS", 30)  # 4 x 5 over time, 16 x 17 over space
     assert 0 < run()[2] < all_calls
 
 

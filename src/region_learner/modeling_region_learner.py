@@ -71,8 +71,10 @@ _PATH_SCALE = 4.0
 _NEARNESS = 8.0
 _MAX_SQUARED_DISTANCE = 2.0
 
-# The maximum number of keys with which training on a CPU in bfloat16 computes attention with plain products.
-_PLAIN_KEYS = 256
+# The maximum number of weights per head with which attention is computed with plain products, on a CPU in bfloat16.
+_PLAIN_WEIGHTS = 2**16
+# Whether the processor has AMX, with which the fused kernel is fast without gradients.
+_HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 # Queries that follow go through the frames one by one. Exported programs do so for this many frames, and take no more.
 _EXPORTED_FRAMES = 64
 
@@ -214,12 +216,17 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
-def _is_slow_to_differentiate(query: torch.Tensor, key: torch.Tensor) -> bool:
+def _is_slow_if_fused(query: torch.Tensor, key: torch.Tensor, training: bool) -> bool:
     """
-    Returns whether PyTorch's fused attention is slower than plain attention in training: on a CPU in bfloat16, its
-    backward pass takes several times as long (benchmarks/attention.py). For long sequences, it saves memory.
+    Returns whether PyTorch's fused attention is slower than plain attention: on a CPU in bfloat16 in training, as its
+    backward pass takes several times as long, and otherwise on a CPU without AMX (benchmarks/attention.py). For long
+    sequences, it saves memory.
     """
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[1] <= _PLAIN_KEYS
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or (_HAS_AMX and not training):
+        return False
+    if torch.compiler.is_exporting():  # the sizes would become part of the program
+        return False
+    return query.shape[1] * key.shape[1] <= _PLAIN_WEIGHTS
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -369,7 +376,7 @@ class RegionLearnerAttention(nn.Module):
         to (batch, 1, queries, keys). Returns (batch, queries, D), and the weights if the implementation returns them.
         """
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and self.training and _is_slow_to_differentiate(query, key):
+        if implementation == "sdpa" and _is_slow_if_fused(query, key, self.training):
             implementation = "eager"
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if attention_mask is not None:
