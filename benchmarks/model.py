@@ -186,7 +186,7 @@ class Form:
         self.model.zero_grad()
 
     def kept(self, part: str) -> int:
-        """Returns the bytes that the forward pass of a part keeps for the backward pass, without weights and inputs."""
+        """Returns the bytes that the forward pass of a part keeps for its backward pass, except weights and inputs."""
         self.model.train()
         given = [*self.model.parameters(), *self.model.buffers(), *self.inputs.values(), *self.region_inputs]
         given = [x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)]
