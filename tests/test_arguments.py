@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from region_learner.training import parse_arguments
@@ -53,6 +54,45 @@ def test_options_are_spelled_with_dashes_or_underscores():
         ValueError, match="--per-device-train-batchsize is not known; did you mean '--per-device-train-"
     ):
         parse_arguments(["--per-device-train-batchsize=7"])
+
+
+RECIPE = {
+    "eval_split": "val", "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
+    "num_frames": 4, "lr_scheduler_type": "constant", "lr_milestones": [0.5], "test_split": "test",
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return str(path)
+
+
+def test_none_removes_options_of_a_recipe(recipe):
+    options = ["--num-frames", "none", "--lr-milestones", "none", "--test-split", "none", "--max-unreadable", "0.5"]
+    model, data, training = parse_arguments([recipe, *options])
+    assert (model.num_frames, data.test_split, training.lr_milestones) == (None, None, [])
+    for option in ("--max-unreadable", "--per-device-train-batch-size"):  # these always have a value
+        with pytest.raises(ValueError, match=f"{option}: invalid (float|int) value: 'none'"):
+            parse_arguments([recipe, option, "none"])
+
+
+@pytest.mark.parametrize("options", [["--eval-split", "none"], ["--eval-strategy", "no"]])
+def test_evaluation_is_turned_off_by_its_split_or_its_strategy(recipe, options, caplog):
+    with caplog.at_level("INFO"):
+        _, data, training = parse_arguments([recipe, *options])
+    assert (data.eval_split, training.eval_strategy, training.load_best_model_at_end) == (None, "no", False)
+    assert "Overriding the recipe: load_best_model_at_end true -> false" in caplog.text
+    _, data, training = parse_arguments([recipe])
+    assert (data.eval_split, training.eval_strategy, training.load_best_model_at_end) == ("val", "epoch", True)
+
+
+def test_contradictory_options_of_evaluation(recipe):
+    with pytest.raises(ValueError, match="--eval-split test has no effect with --eval-strategy no: leave one"):
+        parse_arguments([recipe, "--eval-split", "test", "--eval-strategy", "no"])
+    _, data, training = parse_arguments(["--eval-split=none", "--eval-strategy=steps"])
+    assert (data.eval_split, training.eval_strategy) == (None, "steps")  # an error once the data are known
 
 
 def test_arguments_and_recipes_are_listed_without_torch():

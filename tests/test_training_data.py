@@ -16,7 +16,9 @@ from region_learner.training.data import (
     TrainingBatchSampler,
     TrainingRows,
     TrainingStream,
+    make_train_dataloader,
 )
+from region_learner.training.training_arguments import RegionLearnerTrainingArguments
 
 
 def rows(count: int, name: str = "a") -> datasets.Dataset:
@@ -120,6 +122,12 @@ def test_rows_carry_their_part_and_number_of_frames():
 
 
 # Streams
+
+
+def test_streams_have_no_samples_per_epoch():
+    arguments = RegionLearnerTrainingArguments("x", max_steps=1, samples_per_epoch=9, use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match=r"samples_per_epoch has no effect on a stream.*: set it to none"):
+        make_train_dataloader([CorpusPart(stream(24, 4), 2)], arguments, list, {})
 
 
 def read(parts, batches, workers=0, **options):

@@ -57,7 +57,7 @@ def model_card(
         checkpoint: directory of the model. If it has the `results.json` of its training run, the card says how it was
             trained.
         repo: name on the Hub, for the code example; by default the name of the model in the results.
-        license: license of the weights, as an identifier of the Hub; by default "other", with the name "not stated".
+        license: license of the weights, as an identifier of the Hub; by default "other", with the name "not-stated".
         title: title of the card; by default the name of the model.
         description: what the model is, in Markdown.
         query: query of the code example.

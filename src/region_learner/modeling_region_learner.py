@@ -156,10 +156,10 @@ class RegionLearnerOutput(ModelOutput):
             [`word_region_similarity`], divided by the temperature of the tokens.
         token_temperature (`torch.FloatTensor` of shape `(1,)`): the learned temperature of the tokens; None if it is
             fixed.
-        negative_text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`): L2-normalized embeddings of
+        negative_text_embeds (`torch.FloatTensor` of shape `(negatives, projection_dim)`): L2-normalized embeddings of
             `negative_input_ids`. This field and those below are None without them.
-        negative_token_embeds (`torch.FloatTensor` of shape `(N, L, token_dim)`): the embeddings of their tokens.
-        negative_token_weights (`torch.FloatTensor` of shape `(N, L)`): the weights of their tokens.
+        negative_token_embeds (`torch.FloatTensor` of shape `(negatives, L, token_dim)`): embeddings of their tokens.
+        negative_token_weights (`torch.FloatTensor` of shape `(negatives, L)`): the weights of their tokens.
     """
 
     loss: torch.Tensor | None = None
@@ -2319,10 +2319,10 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             video_ids (`torch.LongTensor` of shape `(videos,)`, *optional*): pairs with the same id are not each
                 other's negatives.
             return_loss (`bool`, *optional*): whether to compute the loss. Text i must describe video i.
-            negative_input_ids, negative_attention_mask, negative_token_type_ids (of shape `(N, length)`, *optional*):
-                negative texts, which describe none of the videos, such as captions with two words swapped (NegCLIP,
-                arXiv 2210.01936). Tokenize them together with the texts. In the loss, every video is compared with
-                all of them.
+            negative_input_ids, negative_attention_mask, negative_token_type_ids (*optional*):
+                negative texts, of shape `(negatives, length)`, which describe none of the videos, such as captions
+                with two words swapped (NegCLIP, arXiv 2210.01936). Tokenize them together with the texts. In the
+                loss, every video is compared with all of them.
 
         Raises:
             ValueError: neither texts nor videos are given, `return_loss` is set without one text per video, or

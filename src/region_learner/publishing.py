@@ -104,7 +104,8 @@ def push(
     Raises:
         ValueError: a check failed; nothing was sent.
         OSError: the Hub refused the push, or could not be reached. The repository has no part of the commit. A
-            repository that was created for it is deleted again, or else the message names it.
+            repository that was created for it is deleted again, or else the message names it. If only the Space
+            failed, the model has been published, and the message says so.
 
     Example:
 

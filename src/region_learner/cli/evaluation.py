@@ -59,7 +59,9 @@ _NumFrames = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Frames per clip. By default, as many as the model expects.")
 ]
 _AllFolds = Annotated[bool, typer.Option("--all-folds", help="Evaluate all folds of the protocol and average them.")]
-_Clips = Annotated[int, typer.Option(metavar="N", help="Clips per video. Their predictions are averaged.")]
+_Clips = Annotated[
+    int, typer.Option(metavar="N", help="Clips per video. Their embeddings, or logits of a classifier, are averaged.")
+]
 _WindowStride = Annotated[
     int | None,
     typer.Option(
@@ -89,8 +91,8 @@ _Rerank = Annotated[
         min=0,
         metavar="K",
         help="For models that compare words with regions (token_dim in the configuration), also report the metrics "
-        "after re-ranking the best K candidates of each query by word-region similarity. 0 turns this off.  "
-        "[default: 100]",
+        "after re-ranking the best K candidates of each query by word-region similarity. 0 turns this off. Multiple "
+        "choice re-ranks all options, so K may only be 0.  [default: 100]",
     ),
 ]
 
@@ -364,7 +366,8 @@ def regions(
     For videos, prints how much of a frame each region covers, how much the regions overlap, how sharp, distinct and
     stable they are, and how many codes of the codebook are used. With --query, prints which region matches each phrase
     of a text. With --corpus, prints how well the regions match known objects, compared with simple baseline masks.
-    Shares are percentages, averaged over the videos.
+    Shares are percentages, averaged over the videos, or with --corpus over the objects. (With --query, each video is
+    shown separately, and weights are from 0 to 1.)
     """
     from ..loading import check_checkpoint, check_video
 

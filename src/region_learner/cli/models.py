@@ -17,15 +17,16 @@ def convert(
         str | None,
         typer.Option(
             metavar="CONFIG",
-            help="Configuration of the text encoder, if it is neither a DistilBERT nor a BERT with 12 heads: JSON, a "
-            "directory or a Hub name.",
+            help="Configuration of the text encoder, if it is neither a DistilBERT nor a BERT with 12 heads: a "
+            "directory or a Hub name, or JSON for a DistilBERT or BERT with another number of heads.",
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Tokenizer: a directory or a Hub name. By default, the one that the authors used is downloaded.",
+            help="Tokenizer: a directory or a Hub name. By default, that of --text-config, if it is one of these, and "
+            "otherwise the one that the authors used, which is downloaded.",
         ),
     ] = None,
     config: Annotated[

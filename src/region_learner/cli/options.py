@@ -65,8 +65,9 @@ Tokens = Annotated[
     bool | None,
     typer.Option(
         "--tokens/--no-tokens",
-        help="Whether to store the tokens of each window, which are embeddings of single regions, to re-rank the best "
-        "hits for a text query. By default, they are stored if the model has them (token_dim).",
+        help="Whether to store the tokens of each window, which are embeddings of at most 32 regions (or patches, if "
+        "the model has no regions), to re-rank the best hits for a text query. By default, they are stored if the "
+        "model has them (token_dim).",
     ),
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="Try unreadable files again.")]

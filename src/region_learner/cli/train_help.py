@@ -51,7 +51,7 @@ OF_TRANSFORMERS = {
     "max_grad_norm": ("X", "Clip gradients to this norm."),
     "optim": ("NAME", "Optimizer: adamw_torch, adafactor, ..."),
     "seed": ("N", "Random seed."),
-    "eval_strategy": ("NAME", "When to evaluate on --eval-split: epoch, steps or no."),
+    "eval_strategy": ("NAME", "When to evaluate on --eval-split: epoch (the default), steps, or no, to turn it off."),
     "eval_steps": ("N", "Steps between evaluations."),
     "per_device_eval_batch_size": ("N", "Clips per device in evaluation."),
     "load_best_model_at_end": ("", "Save the checkpoint that was best on --eval-split as the final model."),
@@ -64,6 +64,7 @@ OF_TRANSFORMERS = {
     "logging_steps": ("N", "Steps between log lines."),
     "report_to": ("NAME ...", "Trackers: tensorboard, wandb, ..."),
     "push_to_hub": ("", "Upload the model to the Hub."),
+    "hub_private_repo": ("", "If the repository is created, make it private.  [default: true]"),
 }
 
 
@@ -91,7 +92,10 @@ def train_help(everything: bool = False) -> str:
     if everything:
         from transformers import TrainingArguments
 
-        others = [item for item in fields(TrainingArguments) if item.init and item.name not in OF_TRANSFORMERS]
+        from ..training.training_arguments import REFUSED
+
+        shown = {*OF_TRANSFORMERS, *REFUSED, "do_eval", "do_predict"}  # the latter are refused
+        others = [item for item in fields(TrainingArguments) if item.init and item.name not in shown]
         options = dict(_option(item.name, *_value_and_help(item, TrainingArguments)) for item in others)
         parts.append(_section("Other options of transformers.TrainingArguments", options))
     return "\n".join(parts).rstrip("\n")

@@ -213,7 +213,8 @@ def convert_original_checkpoint(
         path: the `.pth` file. Code in it is not run; see [`read_checkpoint`].
         output_dir: directory to save the model, source files and processor in. It must not contain a checkpoint yet.
         text_config: configuration of the text encoder, if it is not DistilBERT or BERT with 12 heads: an object, a
-            dict (the weights provide the sizes that it lacks), or a directory or Hub name.
+            directory or a Hub name. For a DistilBERT or BERT, it can be a dict; the weights provide the sizes that it
+            lacks.
         tokenizer: a tokenizer, or a directory or Hub name, to save with the processor. The default is that of
             `text_config`, if it is a directory or name, and otherwise the tokenizer that the authors used with such a
             text encoder ("distilbert-base-uncased" or "bert-base-uncased"). If it cannot be downloaded, or has another

@@ -209,9 +209,10 @@ def load_corpus(
     streaming: bool = False,
     **options: Any,
 ) -> Dataset | IterableDataset:
-    """Loads a split of a corpus, one row per video. Nothing is decoded.
+    """Loads a split of a corpus, one row per video, or for question answering per question. Nothing is decoded.
 
-    The columns of every corpus are `video` (the path of a file; from shards its bytes, or a reference to them),
+    The columns of every corpus are `video` (the path of a file; from shards its bytes, or a reference to them; from
+    `features` a reference to features),
     `video_id` (str) and `captions` (list of str, empty for question answering). Corpora for other tasks have more
     columns:
 

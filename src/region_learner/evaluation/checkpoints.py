@@ -58,9 +58,9 @@ def evaluate_checkpoint(
         dual_softmax: whether to add retrieval metrics that are re-scored by dual softmax.
         dual_softmax_temperature: temperature of dual softmax, which implies `dual_softmax`. The default is the
             temperature of the model.
-        rerank: number of best candidates of each query that are re-ranked by words and regions, for retrieval and
-            multiple choice with a model that has `token_dim`. The default is 100; 0 disables re-ranking. In multiple
-            choice, all options are re-ranked.
+        rerank: number of best candidates of each query that are re-ranked by words and regions, with a model that has
+            `token_dim`. The default is 100; 0 disables re-ranking. Multiple choice re-ranks all options, so only 0 may
+            be given.
         reading: see [`ReadingOptions`].
 
     Returns:

@@ -223,8 +223,8 @@ def write_results(results: EvaluationResults, path: str | os.PathLike[str]) -> N
     Writes results to a JSON file, atomically.
 
     Raises:
-        ValueError: there is another file at `path` (see [`check_output`]), or the results are incomplete or not
-            finite.
+        ValueError: `path` is a directory or another kind of file (results are replaced; see [`check_output`]), or the
+            results are incomplete or not finite.
 
     Example:
 

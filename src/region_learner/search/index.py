@@ -55,9 +55,9 @@ class Hit:
         score: cosine similarity of the query and the best window of the span.
         probability: probability that the hit is what the query means, from 0 to 1. docs/calibration.md shows how
             reliable it is.
-        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested, the model has regions, and
-            the video can be read. For a text and a model with tokens, they are heat maps, one for each of `phrases`;
-            otherwise they are the masks of all regions.
+        regions: masks for a clip of the span, float32 (T, S, h, w), if they were requested, and the video can be read.
+            For a text and a model with tokens, they are heat maps, one for each of `phrases`; otherwise they are the
+            masks of all regions, if the model has any.
         phrases: what each of `regions` shows: first the whole query, then its phrases. Empty for the masks of all
             regions.
     """

@@ -51,7 +51,7 @@ ARGUMENT_GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Saving and logging": (
         "output_dir", "overwrite", "resume_from_checkpoint", "save_strategy", "save_steps", "save_total_limit",
-        "logging_steps", "report_to", "push_to_hub",
+        "logging_steps", "report_to", "push_to_hub", "hub_private_repo",
     ),
 }  # fmt: skip
 
@@ -123,7 +123,8 @@ class ModelArguments:
         "Fields of the video configuration, as JSON. With --model, they override those of the checkpoint."
     )
     region_form: str | None = argument(
-        f"Form of the regions: {', '.join(FORMS)}. Adds regions to a model without them, such as CLIP."
+        f"Form of the regions: {', '.join(FORMS)}. Adds regions to a model without them, such as CLIP; 'queries' and "
+        "'tracks' then need --config '{\"token_dim\": 64}'."
     )
     text_config: JsonMapping = argument("Text configuration of a new model, as JSON. It must include model_type.")
     config: JsonMapping = argument("Other fields of the configuration, as JSON, such as projection_dim.")
@@ -193,7 +194,7 @@ class DataArguments:
     corpus_options: JsonMapping = argument("Options of the corpus, as JSON.")
     train_split: str = argument("Split to train on.", "train")
     eval_split: str | None = argument(
-        "Split to evaluate on during training. 'none' turns off the evaluation in a recipe."
+        "Split to evaluate on during training. 'none' turns off this evaluation in a recipe."
     )
     test_split: str | None = argument(
         "Split to evaluate on once, after training. 'none' turns off the test in a recipe."
@@ -206,7 +207,8 @@ class DataArguments:
     shuffle_buffer: int = argument("Size of the shuffle buffer of a stream, in rows.", 10_000)
     max_missing: float = argument(
         "Maximum number of missing videos, or a fraction below 1. Up to this limit, they are skipped, and listed in "
-        "missing_videos_SPLIT.txt in the output directory; more are an error.",
+        "missing_videos_SPLIT.txt in the output directory (missing_videos_SPLIT_NUMBER.txt with --corpora); more are "
+        "an error.",
         0.0,
     )
     max_train_videos: int | None = argument("Use only the first N rows of each training corpus.")
@@ -249,23 +251,30 @@ class OwnTrainingArguments:
     """The arguments that [`RegionLearnerTrainingArguments`] adds to `transformers.TrainingArguments`."""
 
     max_unreadable: float = argument(
-        "Maximum share of unreadable videos; more are an error. Each is reported, and another video is substituted.",
+        "Maximum share of unreadable training videos; more are an error. Each is reported, and another video is "
+        "substituted. In evaluation, unreadable videos are left out.",
         0.1,
     )
     mix: str = argument(
         "How to mix several corpora: 'alternate' takes a batch from each in turn, 'weighted' draws by their weights.",
         "alternate",
     )
-    samples_per_epoch: int | None = argument("Maximum number of rows per epoch, over all corpora and processes.")
+    samples_per_epoch: int | None = argument(
+        "Maximum number of rows per epoch, over all corpora and processes. Not for streams."
+    )
     gradient_cache_chunk: int | None = argument(
         "Cached gradients (GradCache): embed this many pairs at a time, with the loss over the whole batch.",
     )
     lr_milestones: list[float] = argument(
-        "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ...",
+        "Multiply the learning rate by --lr-gamma at these fractions of training: 0.6 0.8 ... Needs "
+        "--lr-scheduler-type constant or constant_with_warmup.",
         factory=list,
     )
     lr_gamma: float = argument("Factor of the learning rate at each of --lr-milestones.", 0.1)
-    video_learning_rate: float | None = argument("Learning rate of the video tower. By default --learning-rate.")
+    video_learning_rate: float | None = argument(
+        "Learning rate of the video tower; in a model with a backbone, such as CLIP, only of the backbone and its "
+        "projection. By default --learning-rate."
+    )
     text_learning_rate: float | None = argument("Learning rate of the text encoder. By default --learning-rate.")
     layer_decay: float | None = argument(
         "Layer-wise learning rate decay: each block has this factor times the learning rate of the block after it, so "

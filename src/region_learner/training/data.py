@@ -327,6 +327,8 @@ def make_train_dataloader(
         **loader_options,
     }
     if any(part.streamed for part in parts):
+        if args.samples_per_epoch is not None:
+            raise ValueError("samples_per_epoch has no effect on a stream, which has no epochs: set it to none.")
         return StreamLoader(TrainingStream(parts, skip=skip, **share), **options)
     sampler = TrainingBatchSampler(
         parts, samples_per_epoch=args.samples_per_epoch, drop_last=args.dataloader_drop_last, **share

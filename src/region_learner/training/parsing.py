@@ -25,9 +25,22 @@ Arguments = tuple[ModelArguments, DataArguments, RegionLearnerTrainingArguments]
 
 _CLASSES: Any = [ModelArguments, DataArguments, RegionLearnerTrainingArguments]
 _NAMES = [item.name for cls in _CLASSES for item in fields(cls) if item.init]
+_MAY_BE_NONE = {
+    name
+    for cls in _CLASSES
+    for base in cls.__mro__
+    for name, kind in vars(base).get("__annotations__", {}).items()
+    if re.search("None|Optional", str(kind))
+}
 
 
 class _Parser(HfArgumentParser):
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        is_number = action.type in (int, float)
+        if is_number and arg_string in NONE and (action.nargs == "+" or action.dest in _MAY_BE_NONE):
+            return None
+        return super()._get_value(action, arg_string)
+
     def error(self, message: str):
         if message.startswith("unrecognized arguments: "):
             unknown = message.split()[2].partition("=")[0]
@@ -85,6 +98,7 @@ def parse_stages(argv: Sequence[str] | None = None, **overrides: Any) -> list[Ar
         parser.set_defaults(**of_recipe)
         given = _given(parser, argv) | overrides
         given |= _without_options_of_another_corpus(of_recipe, given)
+        given |= _without_evaluation(given)
         merged = _merge_arguments(of_recipe, given)
         values = vars(parser.parse_args(argv)) | {name: merged[name] for name in given}
         changes |= dict.fromkeys(_changes_in_recipe(parser, of_recipe, given, values))
@@ -145,7 +159,8 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
     """Returns the arguments that were given on the command line."""
     unset = object()
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(_NAMES, unset)))
-    return {name: value for name, value in vars(namespace).items() if value is not unset}
+    given = {name: value for name, value in vars(namespace).items() if value is not unset}
+    return {name: [] if value == [None] else value for name, value in given.items()}
 
 
 def _without_options_of_another_corpus(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +170,23 @@ def _without_options_of_another_corpus(recipe: dict[str, Any], given: dict[str, 
     if given.get("corpus", corpus) == corpus or not isinstance(of_recipe, dict) or isinstance(own, str):
         return {}
     return {"corpus_options": dict.fromkeys(of_recipe) | (own or {})}
+
+
+def _without_evaluation(given: dict[str, Any]) -> dict[str, Any]:
+    """
+    Returns what else changes if one of the given options turns off the evaluation during training.
+
+    Raises:
+        ValueError: there is a split to evaluate on as well.
+    """
+    split, strategy = (given.get(name, "") for name in ("eval_split", "eval_strategy"))
+    without_split, without_strategy = split in (None, *NONE), strategy == "no"
+    if without_strategy and split and not without_split:
+        raise ValueError(f"--eval-split {split} has no effect with --eval-strategy no: leave one of them out.")
+    if not without_split and not without_strategy:
+        return {}
+    off = {"eval_split": None, "eval_strategy": "no", "load_best_model_at_end": False}
+    return {name: value for name, value in off.items() if name not in given}
 
 
 def _set_paths(values: dict[str, Any], number: int, is_last: bool) -> None:

@@ -54,7 +54,7 @@ class RegionLearnerTrainer(SafeTrainer):
     - Learning rates can differ by tower and layer, and parts can be frozen.
     - A checkpoint counts only when all of its files are on disk, and weights that are NaN or infinite are never saved.
     - Evaluation computes the metrics of the task, and logs contain the throughput and the state of the codebook.
-    - Each unreadable video is reported once and listed in `unreadable_videos.json`; if their share exceeds
+    - Each unreadable training video is reported once and listed in `unreadable_videos.json`; if their share exceeds
       `args.max_unreadable`, training ends.
 
     Args:

@@ -110,7 +110,7 @@ class Page:
     queries: Sequence[Query] = ()
     queries_note: str = ""
     num_regions: int = 0
-    score_name: str = "cosine similarity"
+    score_name: str = "cosine similarities"
 
 
 def frame_strip(images: Sequence[Image.Image], height: int) -> Image.Image:
