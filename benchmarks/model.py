@@ -2,7 +2,8 @@
 Measures the encoder and the region module, compared with a plain PyTorch implementation of the method, and the share
 of the region module in the time of the whole model.
 
-    python benchmarks/model.py [--paper] [--parts plain forms] [--batch 2] [--device cuda] [--dtype bf16] [--json FILE]
+    python benchmarks/model.py [--paper] [--parts plain forms] [--forms decoupled paper queries] [--batch 2]
+                               [--device cuda] [--dtype bf16] [--json FILE]
 
 Repetitions of what is compared alternate; times are medians, and shares and ratios are medians of the ratios within
 each repetition.
@@ -331,6 +332,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="ViT-B/16 instead of 6 layers of width 384")
     parser.add_argument("--parts", nargs="+", choices=("plain", "forms"), default=["plain", "forms"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=[*FORMS], help="for --parts forms (default all)")
     parser.add_argument("--batch", type=int, default=2, help="clips (default 2)")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=224)
@@ -405,7 +407,7 @@ def compare_with_plain(options: argparse.Namespace) -> dict[str, list[dict]]:
 def compare_forms(options: argparse.Namespace) -> list[dict]:
     print(f"\n{'':48} {'':>10} {'of the whole':>13}")
     rows = []
-    for name in FORMS:
+    for name in options.forms:
         for row in measure_form(name, options):
             rows.append(row)
             title = f"{name:10} {row['part']:18} {row['pass']:18}"

@@ -221,6 +221,34 @@ def test_sdpa_and_eager_attention_agree(options, mask):
         assert (found[name] - gradient).norm() < 1e-3 * (gradient.norm() + 1e-4 * total), name
 
 
+def test_pooling_keeps_little_for_the_backward_pass(monkeypatch):
+    """What the soft maximum needs is computed again, with the same gradients to the last bit."""
+    videos = clips()
+
+    def run():
+        model, kept = tiny_video_model().train(), {}
+        assert model.region_module.aggregation.pooling == "softmax"
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            outputs = model(videos)
+            (outputs.pooler_output.square().sum() + outputs.region_masks.square().sum()).backward()
+        return outputs.pooler_output.detach(), {name: p.grad for name, p in model.named_parameters()}, kept
+
+    output, gradients, kept = run()
+    monkeypatch.setattr(modeling_region_learner, "checkpoint", lambda function, *inputs, **options: function(*inputs))
+    expected_output, expected, all_kept = run()
+    assert torch.equal(output, expected_output)
+    assert all((x is None) == (expected[name] is None) for name, x in gradients.items())
+    assert all(torch.equal(x, expected[name]) for name, x in gradients.items() if x is not None)
+    patches = videos.shape[0] * videos.shape[1] * 16
+    size = 4 * patches * tiny_video_model().config.hidden_size  # of the features of all patches
+    assert sum(all_kept.values()) - sum(kept.values()) > 3 * size
+
+
 @pytest.mark.parametrize("mask", [None, [[1, 1, 1, 0], [1, 1, 1, 1]]], ids=["all_frames", "masked_frames"])
 def test_attention_in_bfloat16_on_a_cpu(mask, monkeypatch):
     """Plain attention replaces the fused kernel, but not for long sequences, nor in inference on a CPU with AMX."""

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -973,7 +974,10 @@ class RegionLearnerAggregation(GradientCheckpointingLayer):
         if self.has_loss:
             shares, content = (x.unflatten(0, (batch, frames)) for x in (log_masks.exp(), values))
             loss = self._partition_loss(shares, content, frame_mask)
-        if self.pooling == "softmax":
+        if self.pooling == "softmax" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The five tensors of the size of `values` that its backward pass needs are computed again instead of kept.
+            regions = checkpoint(self._softmax_pool, masks, values, use_reentrant=False, preserve_rng_state=False)
+        elif self.pooling == "softmax":
             regions = self._softmax_pool(masks, values)
         elif self.pooling == "max":  # one region at a time, so that (B * T, S, h * w, D) is never in memory
             offsets = log_masks.to(values.dtype).unsqueeze(-1).unbind(1)  # S tensors (B * T, h * w, 1)
