@@ -260,7 +260,7 @@ def make_clips(directory: Path, height: int, count: int) -> None:
 
 
 def videos_in(directory: Path, at_most: int | None = None) -> list[str]:
-    videos = sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    videos = sorted(str(path) for path in directory.resolve().rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not videos:
         raise SystemExit(f"no videos in {directory}")
     return videos[:at_most]

@@ -115,7 +115,7 @@ def where_time_goes(trainer: RegionLearnerTrainer) -> dict[str, float]:
     processor = trainer.processing_class.video_processor
     replaced = [
         timed(video_decoding_region_learner, "_index_packets", "index of packets"),
-        timed(video_decoding_region_learner, "_decode_by_time", "decoding"),
+        timed(video_decoding_region_learner, "_decode", "decoding"),
         timed(video_decoding_region_learner._RGBConverter, "__call__", "colours and scaling"),
         timed(video_processing_region_learner, "read_clip", "opening, and the rest of reading"),
         timed(processor, "_preprocess", "crop, resize, flip"),
