@@ -93,7 +93,7 @@ def test_filters_and_queries_without_matches(run, root):
     assert "Nothing was found" in err
     _, err = run("search", "index", "blue circle", "--min-probability", 0)
     best = VideoIndex.open(root / "index").search("blue circle")[0].probability
-    assert ("Probably nothing in this index matches" in err) == (best < 0.1)
+    assert ("Probably nothing in this index matches: the best hit has a probability below 10%." in err) == (best < 0.1)
 
 
 def test_export_and_page(run, root, tmp_path):

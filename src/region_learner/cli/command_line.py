@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     interrupted, and with 1 and a traceback for a bug in this package. With REGION_LEARNER_DEBUG set, every error shows
     a traceback.
     """
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # of retries, for example, only the outcome is reported
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

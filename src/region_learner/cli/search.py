@@ -207,7 +207,7 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
     print_unreadable(report)
     print(f"{report}.")
     size = index.token_bytes_per_hour()
-    tokens = f" Tokens take {size / 1e6:.2f} MB per hour of video." if size else ""
+    tokens = f" Tokens (embeddings of regions) take {size / 1e6:.2f} MB per hour of video." if size else ""
     search = f'region-learner search {index.directory} "words"'
     print_wrote(f"{index.directory}: {len(index)} videos.{tokens} Search: {search}")
 
@@ -348,8 +348,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
         return
     if hits[0].probability < NO_MATCH:
         print(
-            f"Probably nothing in this index matches: the best hit has a probability of only "
-            f"{percent(hits[0].probability)}.",
+            f"Probably nothing in this index matches: the best hit has a probability below {percent(NO_MATCH)}.",
             file=sys.stderr,
         )
     for hit in hits:
