@@ -176,7 +176,7 @@ def test_notebooks_run_with_custom_videos_and_checkpoints(tmp_path):
     corpus = make_corpus("moving_shapes", tmp_path / "corpus", progress=False, **sizes)
     report = "[metrics['videos'], model.config.video_config.region_form]"
     found, pictures = run(FINETUNE, tmp_path, report, DATA=str(corpus), CHECKPOINT=str(model), EPOCHS=1)
-    assert (found, pictures) == ([8, "decoupled"], 3)
+    assert (found, pictures) == ([8, "queries"], 3)
 
 
 # --- Scripts and configuration files -----------------------------------------------------------------------------
