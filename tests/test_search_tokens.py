@@ -303,7 +303,7 @@ def test_options(run, made, model, videos, tmp_path):
     code, _, closing = run("index", videos, "--index", index.directory, "--workers", "1")
     assert code == 0
     size_of_tokens = f"{size / hours / 1e6:.2f} MB per hour of video"
-    assert f"8 videos. Tokens (embeddings of regions) take {size_of_tokens}. Search: " in closing
+    assert f"8 videos. Tokens (embeddings of parts of the frames) take {size_of_tokens}. Search: " in closing
     assert "Tokens" not in run("index", videos, "--index", without.directory, "--workers", "1")[2]
     code, _, printed = run("index", videos, "--index", index.directory, "--no-tokens")
     assert (code, "was made with tokens: leave the option out" in printed) == (2, True)

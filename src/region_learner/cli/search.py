@@ -207,7 +207,7 @@ def _print_report(index: "VideoIndex", report: "UpdateReport", as_json: bool) ->
     print_unreadable(report)
     print(f"{report}.")
     size = index.token_bytes_per_hour()
-    tokens = f" Tokens (embeddings of regions) take {size / 1e6:.2f} MB per hour of video." if size else ""
+    tokens = f" Tokens (embeddings of parts of the frames) take {size / 1e6:.2f} MB per hour of video." if size else ""
     search = f'region-learner search {index.directory} "words"'
     print_wrote(f"{index.directory}: {len(index)} videos.{tokens} Search: {search}")
 
