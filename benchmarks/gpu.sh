@@ -12,12 +12,15 @@
 # | regions | share of the region module, by form | 40 |
 # | inference | embedding of single clips, with and without CUDA graphs | 50 |
 # | recipe | a short training and its evaluation, in bfloat16 and compiled | 70 |
-# | compiled | compiled training steps, compared with CLIP | 150 |
-# | compiled_peers | the same for more models | 400 |
+# | compiled | compiled training steps, compared with CLIP, and with plain PyTorch that is not compiled | 150 |
+# | compiled_peers | the same for more models | 350 |
+# | frames | training steps and embedding of clips of 1 and of 8 frames, compared with other models | 150 |
+# | videos | from files to embeddings, decoding (also on the GPU), and feeding, with the videos in the directory
+#            VIDEOS; needs PyAV and a build of torchcodec with CUDA | 3 x 150 |
 # | small | trains and measures the models of the setting shapes_96; first, drawing its clips keeps all cores busy for
 #           about two minutes | 500 + 100 |
 #
-# Without PART, all parts but the last two run, which takes at most 540 seconds. Do not run parts at the same time: each
+# Without PART, all parts up to "compiled" run, which takes at most 540 seconds. Do not run parts at the same time: each
 # would take several times as long. If a part fails or exceeds its limit, the next part runs, and the exit status is 1.
 #
 # Each part writes what it prints to OUTPUT/PART.log, and adds a line with its results to OUTPUT/results.jsonl. "small"
@@ -26,14 +29,15 @@
 # SIZE=tiny and DEVICE=cpu try the script out, without limits and without compilation where a part can do without. They
 # need each other, and leave out "small". Without a GPU, "tests" skips all tests.
 #
-# Needs torch, transformers, timm, accelerate, pyarrow and pytest, but neither PyAV nor datasets.
+# Needs torch, transformers, timm, accelerate, pyarrow and pytest, but (except for "videos") neither PyAV nor datasets.
 set -u
 output=${1:?"Usage: bash benchmarks/gpu.sh OUTPUT [PART ...]"}
 shift
 (($#)) || set -- tests memory eager regions inference recipe compiled
 for part in "$@"; do
     case $part in
-        tests | memory | eager | regions | inference | recipe | compiled | compiled_peers | small) ;;
+        tests | memory | eager | regions | inference | recipe | compiled | compiled_peers | frames | small) ;;
+        videos) [[ -d ${VIDEOS:-} ]] || { echo "videos needs a directory: set VIDEOS=DIRECTORY" >&2; exit 2; } ;;
         *) echo "$part is not a part of this script; see the table in $0" >&2; exit 2 ;;
     esac
 done
@@ -41,10 +45,14 @@ case ${SIZE:-base},${DEVICE:-cuda} in
     base,cuda)
         memory=(--batch 1 --frames 16 64 --dtype bf16 --repeats 3 --methods plain checkpointing)
         speed=(--frames 4 --dtypes bf16) many=(--batch 16 --repeats 3) one=(--batch 1 --repeats 5)
+        few_and_many=(--frames 1 8 --dtypes bf16 --batch 16 --repeats 3) embedding=() feeding=(--frames 4) decoding=()
         graphs=(ours+graphs) regions=(--paper --batch 16 --dtype bf16 --repetitions 3) recipe=() ;;
     tiny,cpu)
         memory=(--size small --batch 2 --frames 1 --repeats 1 --methods plain checkpointing)
         speed=(--size tiny --frames 2 --dtypes fp32) many=(--batch 2 --repeats 1) one=(--batch 1 --repeats 1)
+        few_and_many=(--size tiny --frames 1 2 --dtypes fp32 --repeats 1)
+        embedding=(--size small --frames 2 --workers 1 --repeats 1)
+        feeding=(--frames 2 --batch 2 --workers 0 1 --passes 1) decoding=(--frames 2 --repeats 1 --no-rivals)
         graphs=() regions=(--batch 2 --frames 2 --image-size 32 --codes 16 --repetitions 1)
         recipe=(--steps 4 --train 16 --test 8 --batch 8 --workers 0 --no-compile)
         if [[ " $* " == *" small "* ]]; then echo "SIZE=tiny has no part small: leave it out" >&2; exit 2; fi ;;
@@ -67,6 +75,7 @@ run() {  # run PART LIMIT COMMAND...: adds to the log, and takes the results fro
     if [[ -f $work/$part.json ]]; then
         python -c 'import json, sys; print(json.dumps({"part": sys.argv[1], **json.load(open(sys.argv[2]))}))' \
             "$part" "$work/$part.json" >> "$output/results.jsonl"
+        rm "$work/$part.json"
     fi
 }
 measure() {  # measure PART LIMIT SCRIPT OPTIONS...
@@ -86,9 +95,14 @@ for part in "$@"; do
             --models ours "${graphs[@]}" clip xclip ;;
         recipe) measure recipe 70 recipe "${recipe[@]}" ;;
         compiled) measure compiled 150 speed "${speed[@]}" "${many[@]}" --passes train \
-            --models ours ours+compile clip+compile ;;
-        compiled_peers) measure compiled_peers 400 speed "${speed[@]}" "${many[@]}" --passes train \
-            --models ours ours+compile ours_no_regions+compile plain+compile clip+compile ;;
+            --models ours ours+compile clip+compile plain ;;
+        compiled_peers) measure compiled_peers 350 speed "${speed[@]}" "${many[@]}" --passes train \
+            --models ours ours+compile ours_no_regions+compile plain plain+compile xclip xclip+compile ;;
+        frames) measure frames 150 speed "${few_and_many[@]}" --models ours plain clip xclip videoprism ;;
+        videos)
+            measure videos 150 embedding "$VIDEOS" "${embedding[@]}"
+            run videos 150 python benchmarks/feeding.py "$VIDEOS" "${feeding[@]}" --json "$work/videos.json"
+            run videos 150 python benchmarks/decoding.py "$VIDEOS" "${decoding[@]}" --json "$work/videos.json" ;;
         small)
             run small 500 python -m experiments.ablation "${small[@]}" --seeds 2
             run small 100 python -m experiments.words "${small[@]}"

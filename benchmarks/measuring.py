@@ -1,5 +1,6 @@
-"""What several benchmarks share: a description of the machine and the versions, and a counter of operations."""
+"""What several benchmarks share: a description of the machine, a counter of operations, and a measure of memory."""
 
+import ctypes
 import os
 import platform
 from collections.abc import Callable
@@ -53,6 +54,31 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:  # this package may be run from its source
         return "not installed"
+
+
+def added_memory(run: Callable[[], Any], device: Any) -> int:
+    """Returns the bytes that `run()` needs at its peak, in addition to what is in use (on a CPU: Linux only)."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed, which `run` would use again
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _peak_of_process()
+    run()
+    return _peak_of_process() - before
+
+
+def _peak_of_process() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/self/status has no VmHWM.")
 
 
 def count_flops(run: Callable[[], Any]) -> int:

@@ -37,7 +37,7 @@ import torch
 from torch import nn
 from transformers import DistilBertConfig
 
-from measuring import about, described
+from measuring import about, added_memory, described
 from plain import PlainEncoder, PlainRegionModule, fused, take_weights
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerVideoConfig, RegionLearnerVideoModel
 from region_learner.loss_region_learner import word_region_loss, word_region_similarity
@@ -281,14 +281,6 @@ def measure_times(part: Part, repetitions: int) -> list[dict]:
     return rows
 
 
-def peak_of_process() -> int:
-    """Returns the peak memory of this process in bytes (Linux only)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no VmHWM.")
-
-
 def memory_of_quantizer(implementation: str, clips: int, options: argparse.Namespace) -> int:
     """Returns the peak memory in bytes that one training step of the quantizer adds to its input, with gradients."""
     quantizer = build_region_modules(options)[implementation].quantizer.train()
@@ -300,15 +292,7 @@ def memory_of_quantizer(implementation: str, clips: int, options: argparse.Names
 
     if options.device.type == "cuda":
         step()  # libraries allocate their workspaces
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = peak_of_process()
-    step()
-    return peak_of_process() - before
+    return added_memory(step, options.device)
 
 
 def measure_memory(clips: int, options: argparse.Namespace) -> dict | None:

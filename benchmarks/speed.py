@@ -24,7 +24,8 @@ GPU, of means over 5 calls). With bf16 on a GPU, the remaining float32 products 
 Columns: "of peak" is the model's arithmetic (`torch.utils.flop_counter`) per second, relative to a large matrix
 product in the same precision, in the same run; "products" is the time that the model's own matrix products and
 attention kernels take alone, at their shapes, relative to the whole: the median of this ratio over the repetitions
-(not for compiled models).
+(not for compiled models). "GiB" is the memory that a call needs at its peak, in addition to the weights and, in
+training, the states of AdamW.
 """
 
 import argparse
@@ -58,7 +59,7 @@ from transformers import (
 )
 from transformers.models.videoprism.modeling_videoprism import VideoPrismVideoModel
 
-from measuring import about, count_flops, described
+from measuring import about, added_memory, count_flops, described
 from model import FORMS as REGION_FORMS
 from model import NO_REGIONS, WORDS, WORDS_AND_REGIONS
 from plain import PlainQuantizer, PlainVideoTower
@@ -386,13 +387,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
             products[runner.name] = Products(runner)
         for _ in range(3):  # the first calls compile, allocate, and initialize the codes
             runner()
-        if options.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            runner()
-            torch.cuda.synchronize()
-            memory[runner.name] = (torch.cuda.max_memory_allocated() - before) / 2**30
+        memory[runner.name] = added_memory(runner, options.device) / 2**30
     times: dict[str, list[float]] = {runner.name: [] for runner in runners}
     shares: dict[str, list[float]] = {name: [] for name in products}
     for repeat in range(options.repeats):
@@ -420,7 +415,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
                 "us/patch": round(1e6 * median / tokens, 2),
                 "of peak": f"{100 * flops[base] / median / peak:.0f} %" if flops[base] else None,
                 "products": f"{100 * statistics.median(shares[base]):.0f} %" if runner.name in products else None,
-                "GiB": round(memory[runner.name], 2) if runner.name in memory else None,
+                "GiB": round(memory[runner.name], 2),
             }
         )
     return rows

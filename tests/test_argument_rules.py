@@ -15,13 +15,13 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from region_learner import RegionLearnerForVideoQuestionAnswering
+from region_learner import RegionLearnerConfig, RegionLearnerForVideoQuestionAnswering, RegionLearnerModel
 from region_learner.loader_processes import WatchedLoader
 from region_learner.training import RegionLearnerTrainer, RegionLearnerTrainingArguments, parse_stages
 from region_learner.training.run import check_arguments, complete_arguments
 from region_learner.training.training_arguments import REFUSED
 
-from .conftest import NO_REGIONS, checkpointing_argument, tiny_model
+from .conftest import NO_REGIONS, checkpointing_argument, clips, texts, tiny_model, tiny_text_config
 from .test_training import TINY
 from .toy_run import DEFAULTS, Collator, Processor, run
 
@@ -368,6 +368,24 @@ def test_the_cpu_has_no_index():
 
 _MOTION = {"motion_excitation": True}
 _ONLY_TOKENS = {"video_pooling": "cls_patch_max", "token_dim": 8}
+
+
+ONLY_CODES = {"num_regions": 0, "interaction_layers": 0, "codebook_size": 8}
+
+
+@pytest.mark.parametrize("parts", [{"num_regions": 3}, ONLY_CODES])
+def test_regions_that_only_re_rank_leave_no_parameter_unused(parts):
+    """With video_pooling="cls" and a backbone, the vector of a clip is that of the backbone."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    backbone = {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 8} | sizes
+    config = RegionLearnerConfig(
+        video_config={"backbone_config": backbone, "video_pooling": "cls", "interaction_heads": 4} | parts,
+        text_config=tiny_text_config(), token_dim=8, projection_dim=16,
+    )  # fmt: skip
+    model = RegionLearnerModel(config).train()
+    model(**texts(4), pixel_values_videos=clips(4), return_loss=True).loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert [name for name in unused if "backbone" not in name] == []
 
 
 @pytest.mark.parametrize(

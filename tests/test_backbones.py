@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -510,7 +511,12 @@ def image_states(name: str, backbone, images: torch.Tensor) -> tuple[torch.Tenso
         return states.flatten(2).transpose(1, 2), outputs.pooler_output
     if name == "ijepa":
         return states, states.mean(1)
-    return states[:, before:], states[:, 0] if name in ("vit", "deit", "beit") else outputs.pooler_output
+    if name == "beit":  # its pooling layer normalizes the mean of the patches
+        mean = states[:, before:].mean(1)
+        return states[:, before:], F.layer_norm(
+            mean, mean.shape[-1:], *backbone.pooler.layernorm.parameters(), backbone.config.layer_norm_eps
+        )
+    return states[:, before:], states[:, 0] if name in ("vit", "deit") else outputs.pooler_output
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "siglip2_naflex"])
@@ -866,6 +872,14 @@ def test_new_projections_have_the_rate_of_new_weights(with_bias, checkpoints, tm
     rates = {names[id(p)]: group["lr"] for group in parameter_groups(model, args, []) for p in group["params"]}
     assert rates["video_projection.weight"] == (1.0 if with_bias else 0.1)
     assert rates["text_projection.weight"] == (1.0 if with_bias else 0.2)
+    pytest.importorskip("peft")
+    from region_learner.training.adapters import with_lora
+
+    adapted = with_lora(model, {"r": 2})
+    names = {id(parameter): key for key, parameter in adapted.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(adapted, args, []) for p in group["params"]}
+    (of_projection,) = {rate for name, rate in rates.items() if "video_projection" in name and name.endswith("weight")}
+    assert of_projection == (1.0 if with_bias else 0.1)
 
 
 def test_positions_and_tokens_of_a_backbone_have_no_weight_decay(tmp_path):

@@ -9,6 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from region_learner.model_card import draft_card, emissions_of
+from region_learner.training import RegionLearnerTrainingArguments
+from region_learner.training.arguments import DataArguments, ModelArguments
+from region_learner.training.run import _recorded
 
 from .test_model_card import HMDB51, MSVD, card, changed, parse, run  # noqa: F401 # fixtures
 
@@ -72,6 +75,38 @@ def test_a_start_that_is_not_recorded(card, run, tmp_path):  # noqa: F811
     without_run = card(changed(MSVD, model={"trained_on": None}))
     assert {"base_model", "datasets", "language"}.isdisjoint(metadata(without_run))
     assert limits(without_run)[0] == "There is no record of what it was trained on."
+
+
+def test_limits_name_only_corpora_that_were_measured(card, run, tmp_path):  # noqa: F811
+    measured = changed(MSVD, data={"corpus": "msrvtt"})
+    corpora = [{"corpus": "cc3m"}, {"corpus": "webvid"}, {"corpus": "msrvtt"}]
+    text = card(measured, checkpoint=run({"corpus": "msrvtt", "corpora": corpora}))
+    (said,) = [line for line in limits(text) if "evaluated" in line]
+    assert said.startswith("It was evaluated only on msrvtt, which it was trained on.")
+    measured = changed(MSVD, data={"corpus": "folder"})
+    write_run(tmp_path / "checkpoint", {"corpus": "folder", "data_dir": "/a"})
+    text = card(measured, checkpoint=tmp_path / "checkpoint")  # perhaps of another folder
+    assert "evaluated only on" not in text
+
+
+def test_a_relative_start_that_is_gone_is_not_a_model_of_the_hub(card, run, tmp_path, monkeypatch):  # noqa: F811
+    """Training records an absolute path, so that a directory is not mistaken for a Hub name later."""
+    (tmp_path / "runs" / "pretrain").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    training = RegionLearnerTrainingArguments("x", report_to="none")
+    recorded = _recorded(ModelArguments(model="runs/pretrain"), DataArguments(corpus="msvd"), training)
+    assert recorded["model"] == str(tmp_path / "runs" / "pretrain")
+    text = card(MSVD, checkpoint=run({"model": recorded["model"], "corpus": "msvd"}))
+    assert "base_model" not in metadata(text)
+    assert "and possibly on more, because not all of its training is recorded" in limits(text)[0]
+
+
+def test_a_start_from_a_checkpoint_within_a_run(card, run, tmp_path):  # noqa: F811
+    write_run(tmp_path / "first", {"model": "openai/clip-vit-base-patch16", "corpus": "webvid"})
+    (tmp_path / "first" / "checkpoint-500").mkdir()
+    text = card(MSVD, checkpoint=run({"model": str(tmp_path / "first" / "checkpoint-500"), "corpus": "msvd"}))
+    assert metadata(text)["base_model"] == ["openai/clip-vit-base-patch16"]
+    assert "Training started from openai/clip-vit-base-patch16." in text
 
 
 def test_a_model_from_random_weights(card, run):  # noqa: F811

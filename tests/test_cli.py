@@ -14,6 +14,7 @@ from region_learner import __version__
 from region_learner.cli import app, main
 from region_learner.cli.command_line import _Formatter
 from region_learner.cli.options import options_of
+from region_learner.cli.output import print_result, print_rows
 from region_learner.cli.train_help import OF_TRANSFORMERS, SHORT_NAMES, train_help
 from region_learner.training import DataArguments, ModelArguments, RegionLearnerTrainingArguments
 from region_learner.training.arguments import ARGUMENT_GROUPS, OwnTrainingArguments
@@ -233,6 +234,30 @@ def test_only_json_is_on_standard_output(capsys, tmp_path):
     assert "folder" in json.loads(out)
     code, out, err = run(capsys, "corpus", "list")
     assert "folder" in out
+
+
+ROWS = {
+    "1 a long phrase about a red square and a blue circle that moves": {"score": 0.5, "x": 64.25, "why": "left [out]"},
+    "2 [b]": {"score": -0.125, "x": 0.0, "why": "because of a reason that takes more than one line of the table"},
+}
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_tables_keep_all_numbers(capsys, monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("rich.console.Console.is_terminal", is_terminal)
+    print_rows("phrase", ROWS)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert "…" not in out
+    assert all(number in out for number in ("0.50", "64.25", "-0.12", "0.00"))
+    assert "left [out]" in out
+    assert any(line.startswith("2 [b] ") for line in lines)
+    assert (len(lines) == 3) == (not is_terminal)
+    print_result({"a [/b] c": "[d]", "number": 1.5})
+    found = capsys.readouterr().out
+    assert "a [/b] c" in found
+    assert "[d]" in found
 
 
 def test_the_written_path_is_printed_once(tmp_path):

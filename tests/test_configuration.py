@@ -1,5 +1,6 @@
 """Tests for configurations: every field in every way to set it, merged overrides, saved files, and invalid values."""
 
+import copy
 import functools
 import json
 import logging
@@ -9,7 +10,7 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig, CLIPVisionConfig
 
 from region_learner import (
     RegionLearnerConfig,
@@ -606,3 +607,38 @@ def test_a_dict_is_set_where_a_configuration_is_expected(config, name):
     setattr(changed, name, {"model_type": "bert"})
     with pytest.raises(ValueError, match=rf"^{name} must be a configuration, not {{'model_type': 'bert'}}\.$"):
         changed.validate_architecture()
+
+
+# Backbones whose configuration contains sizes
+
+
+def test_what_is_given_is_not_replaced_by_a_field_of_the_backbone():
+    backbone = CLIPVisionConfig(hidden_size=32, intermediate_size=4096, num_attention_heads=4, num_hidden_layers=1)
+    given = {"hidden_act": "gelu", "intermediate_size": 3072, "layer_norm_eps": 1e-6}  # the defaults of this class
+    plain = RegionLearnerVideoConfig(backbone_config=backbone)
+    assert (plain.hidden_act, plain.intermediate_size, plain.layer_norm_eps) == ("quick_gelu", 4096, 1e-5)
+    config = RegionLearnerVideoConfig(backbone_config=backbone, **given)
+    changed = RegionLearnerVideoConfig(backbone_config=backbone)
+    changed.hidden_act = "gelu"
+    for one, expected in ((config, given), (changed, {"hidden_act": "gelu", "intermediate_size": 4096})):
+        for same in (one, copy.deepcopy(one), RegionLearnerVideoConfig.from_dict(one.to_dict())):
+            assert {name: getattr(same, name) for name in expected} == expected
+        nested = RegionLearnerConfig(video_config=one.to_dict(), text_config=TEXT)
+        again = RegionLearnerConfig.from_dict(json.loads(nested.to_json_string())).video_config
+        assert {name: getattr(again, name) for name in expected} == expected
+    by_override = RegionLearnerVideoConfig.from_dict(plain.to_dict(), hidden_act="gelu")
+    assert by_override.hidden_act == "gelu"
+    assert "_chosen" not in config.to_dict()
+    assert not hasattr(copy.deepcopy(config), "_chosen")
+    with pytest.raises(ValueError, match="hidden_size=768 differs from that of the backbone, 32"):
+        RegionLearnerVideoConfig(backbone_config=backbone, hidden_size=768)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "num_attention_heads", "patch_size"])
+def test_fields_that_a_backbone_of_timm_ignores(field):
+    backbone = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224"}
+    options = {"backbone_config": backbone, "hidden_size": 192}
+    with pytest.raises(ValueError, match=f"{field}=6 has no effect with a backbone of timm"):
+        RegionLearnerVideoConfig(**options, **{field: 6})
+    config = RegionLearnerVideoConfig(**options)
+    assert RegionLearnerVideoConfig.from_dict(config.to_dict()).hidden_size == 192

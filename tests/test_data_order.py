@@ -15,6 +15,14 @@ OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """Returns the folder of an interrupted run in which the first block of the video tower was frozen."""
+    folder = tmp_path_factory.mktemp("frozen")
+    run(folder, **OPTIONS | {"max_steps": 2, "image_rows": 30, "freeze": ["video_model.layers.0."]})
+    return folder
+
+
+@pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """Returns the folder of a run that was interrupted after 2 of 4 steps."""
     folder = tmp_path_factory.mktemp("plain")
@@ -56,12 +64,14 @@ def test_what_may_not_change_on_resume(interrupted, tmp_path, changed, message):
         ({"weight_decay": 0.5}, r"weight_decay \S+ \(now 0.5\)"),
         ({"optim": "sgd"}, r"optim adamw_\S+ \(now sgd\)"),
         ({"freeze": ["text_model"]}, r"trainable parameters \d+ \(now \d+\)"),
+        ({"freeze": ["video_model.layers.1."]}, r"their names \(a digest\) \w{8} \(now \w{8}\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, tmp_path, changed, message):
+def test_the_optimizer_of_a_checkpoint_keeps_its_settings(interrupted, frozen, tmp_path, changed, message):
+    before = frozen if "digest" in message else interrupted
     with pytest.raises(ValueError, match=message) as error:
-        resume(interrupted, tmp_path, **changed)
+        resume(before, tmp_path, **changed)
     assert "resuming continues with it. Use the same settings, or start a new run" in str(error.value)
 
 
@@ -125,6 +135,25 @@ def test_processes_may_share_the_same_batch(interrupted, tmp_path):
 def test_the_data_may_begin_anew(interrupted, tmp_path):
     found = resume(interrupted, tmp_path, ignore_data_skip=True, per_device_train_batch_size=2)
     assert len(found["log"]) == 4
+
+
+def test_the_place_after_data_began_anew_within_an_epoch_is_not_known(tmp_path):
+    """An epoch has 6 steps. The Trainer would derive the place in the data from the number of steps."""
+    options = OPTIONS | {"save_total_limit": None}
+    run(tmp_path, **options | {"max_steps": 4})
+    run(tmp_path, resume=True, ignore_data_skip=True, **options | {"max_steps": 6})
+    with pytest.raises(ValueError, match=r"restarted within an epoch, after step 4, .* add --ignore-data-skip true"):
+        run(tmp_path, resume=True, **options | {"max_steps": 8})
+    run(tmp_path, resume=True, ignore_data_skip=True, **options | {"max_steps": 8})
+
+
+def test_data_may_begin_anew_between_epochs(tmp_path):
+    options = OPTIONS | {"max_steps": 10}
+    whole = run(tmp_path / "whole", **options)
+    run(tmp_path / "anew", **options | {"max_steps": 6})  # one epoch
+    run(tmp_path / "anew", resume=True, ignore_data_skip=True, **options | {"max_steps": 8})
+    found = run(tmp_path / "anew", resume=True, **options)
+    assert torch.equal(found["state"]["video_projection.weight"], whole["state"]["video_projection.weight"])
 
 
 def test_a_stream_may_start_over(tmp_path):

@@ -61,6 +61,20 @@ def test_folder_merges_rows_of_one_file(tmp_path):
     ]
 
 
+def test_negative_captions_of_merged_rows(tmp_path):
+    """Some files have several rows, and others one, or none of these captions."""
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+    lines = ["file_name,text,negative_captions", "a.mp4,1,x", "a.mp4,2,y", "a.mp4,3,x", "b.mp4,4,z", "c.mp4,5,"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    rows = load_corpus("folder", tmp_path)
+    assert list(rows["negative_captions"]) == [["x", "y"], ["z"], []]
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "t", "negative_captions": 3}')
+    with pytest.raises(CorpusError, match=r"metadata\.jsonl, line 1: negative_captions must be"):
+        load_corpus("folder", tmp_path)
+
+
 def test_folder_takes_ids_and_a_named_caption_column(tmp_path):
     write_metadata(tmp_path, [{"file_name": "a.mp4", "text": "short", "long": "longer", "video_id": "v1"}])
     (row,) = load_corpus("folder", tmp_path, caption_column="long")

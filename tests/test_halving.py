@@ -80,6 +80,24 @@ def test_it_stops_before_batches_have_no_negatives(tmp_path):
         trainer(tmp_path, parts=(16, 8), fits=1, auto_find_batch_size=True).train()
 
 
+def test_checkpoints_of_larger_batches_are_removed(tmp_path):
+    """Otherwise, a resumed run would continue the highest of them, whose batches do not fit."""
+    earlier = tmp_path / "checkpoint-1000"
+    earlier.mkdir()
+    found = trainer(tmp_path, auto_find_batch_size=True, save_strategy="steps", save_steps=1, max_steps=3)
+    left = []
+    training_step = found.training_step
+
+    def step(model, inputs, *arguments):
+        if found.state.global_step == 0:
+            left.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
+        return training_step(model, inputs, *arguments)
+
+    found.training_step = step
+    found.train()
+    assert left == [["checkpoint-1000"]] * 3
+
+
 def test_without_it_the_error_is_raised(tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         trainer(tmp_path).train()

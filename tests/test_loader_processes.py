@@ -77,6 +77,22 @@ def test_a_process_that_is_stopped(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_some_batches_may_take_any_time(monkeypatch):
+    """A resumed stream first replays what it has yielded."""
+    monkeypatch.setattr(loader_processes, "TIMEOUT", 1)
+    watch = loader_processes.LoaderWatch(1)
+    watch.unlimited = 2
+
+    def slow():
+        for number in range(4):
+            time.sleep(1.5 if number < 2 else 0)
+            yield number
+
+    assert list(watch.batches(slow())) == [0, 1, 2, 3]
+    assert watch.hung == {}
+    assert watch.unlimited == 0
+
+
 def test_a_stopped_process_ends_when_another_is_killed():
     def step(batch):
         if batch == [2, 3]:  # both processes have returned a batch

@@ -246,6 +246,13 @@ def test_a_results_json_that_is_not_of_a_training_run(card, run, content):
         card(MSVD, checkpoint=checkpoint)
 
 
+def test_results_of_an_evaluation_may_be_called_results_json(card, run):
+    checkpoint = run({})
+    (checkpoint / "results.json").unlink()
+    write_results(MSVD, checkpoint / "results.json")
+    assert "this card was made without the `results.json` of a training run" in card(MSVD, checkpoint=checkpoint)
+
+
 # --- Folds ---------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +388,18 @@ def test_a_card_of_a_backbone(card, regions, expected):
     assert "This is a video-text dual encoder on an image model (clip_vision_model), which encodes each frame" in text
     assert expected in text
     assert "space-time ViT" not in text
+
+
+@pytest.mark.parametrize("kind", ["RegionLearnerModel", "RegionLearnerForVideoClassification",
+                                  "RegionLearnerForVideoQuestionAnswering"])  # fmt: skip
+@pytest.mark.parametrize(("regions", "fusion"), [(8, "attention"), (0, "attention"), (0, "pool")])
+def test_a_card_says_whether_there_are_regions(card, kind, regions, fusion):
+    config = {"num_regions": regions, "temporal_fusion": fusion}
+    text = card(changed(MSVD, model={"class": kind, "config": config}))
+    assert ("which learns regions without labels" in text) == ("into a few regions" in text) == bool(regions)
+    assert ("(https://arxiv.org/abs/2112.01194) without regions" in text) == (not regions)
+    assert ("A ViT encodes each frame of a clip" in text) == (fusion == "pool")
+    assert ("A space-time ViT encodes the frames" in text) == (fusion == "attention")
 
 
 # --- Untrusted text ------------------------------------------------------------------------------------------

@@ -784,24 +784,53 @@ def test_gradient_checkpointing_changes_nothing():
     assert models[1].video_model.region_module.quantizer.num_updates == 2
 
 
-def test_compiles():
-    model = tiny_video_model()
-    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(clips()).pooler_output, model(clips()).pooler_output)
-    compiled.train(), model.train()
-    for one in (compiled, model):
-        one(clips()).pooler_output.sum().backward()
-    for (name, mine), (_, theirs) in zip(model.named_buffers(), compiled.named_buffers()):
-        torch.testing.assert_close(mine, theirs, msg=name)
+WORDS_AND_TUBES = {"codebook_size": 0, "token_dim": 8, "phrase_window": 3, "tube_mlp": True}
+COMPILED = {
+    "decoupled": {},
+    "paper": {"region_form": "paper"},
+    "queries": {"region_form": "queries"} | WORDS_AND_TUBES,
+    "tracks": {"region_form": "tracks"} | WORDS_AND_TUBES,
+    "motion": {"motion_excitation": True},
+    "late_fusion": {"temporal_fusion": "pool"},
+    "no_regions": NO_REGIONS,
+    "patch_dropout": {"patch_dropout": 0.5},
+    "queries_patch_dropout": {"region_form": "queries", "patch_dropout": 0.5} | WORDS_AND_TUBES,
+}
 
 
-def test_the_dual_encoder_compiles():
-    model, inputs = tiny_model(), {**texts(), "pixel_values_videos": clips()}
-    assert model._can_compile_fullgraph
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+@pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
+def test_compiles_without_graph_breaks(options):
+    """A compiled training step and a compiled evaluation equal those of the model itself."""
+    plain, inputs = tiny_model(**options).train(), {**texts(4), "pixel_values_videos": clips(4)}
+    assert plain._can_compile_fullgraph
+    copied = copy.deepcopy(plain)
+    compiled = torch.compile(copied, backend="aot_eager", fullgraph=True)  # which also traces the backward pass
+    losses = []
+    for model in (plain, compiled):
+        torch.manual_seed(3)  # of patch dropout
+        losses.append(model(**inputs, return_loss=True).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    for (name, one), (_, other) in zip(plain.named_parameters(), copied.named_parameters()):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, one), (_, other) in zip(plain.named_buffers(), copied.named_buffers()):
+        torch.testing.assert_close(other, one, msg=name)
+    plain.eval(), copied.eval()
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs).logits_per_text, model(**inputs).logits_per_text)
+        torch.testing.assert_close(compiled(**inputs).logits_per_text, plain(**inputs).logits_per_text)
+
+
+def test_a_clip_does_not_depend_on_its_neighbors(options):
+    model, clip = tiny_video_model(**options).double(), clips(batch=1).double()
+    with torch.no_grad():
+        alone = model(clip)
+        for neighbors in (clips(batch=2, seed=5).double(), torch.zeros(3, *clip.shape[1:]).double(), 10 * clip):
+            together = model(torch.cat([neighbors, clip]))
+            torch.testing.assert_close(together.pooler_output[-1:], alone.pooler_output)
+            if alone.region_masks is not None:
+                torch.testing.assert_close(together.region_masks[-1:], alone.region_masks)
 
 
 # --- Cost ----------------------------------------------------------------------------------------------------

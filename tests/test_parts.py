@@ -22,6 +22,7 @@ from region_learner.files import locked
 from region_learner.loading import load_checkpoint
 from region_learner.search import embed_videos, embedding, jobs, parts
 from region_learner.search.database import Record
+from region_learner.search.export import export_index
 from region_learner.search.jobs import join_parts
 from region_learner.search.parts import PartWriter, list_parts, read_part
 from region_learner.search.sources import Video
@@ -139,6 +140,17 @@ def test_file_names_that_are_not_utf8_are_reported(embed, videos, tmp_path):
     assert embed() == {"unchanged": 5, "unreadable": 2}
     index = VideoIndex.from_embeddings(tmp_path / "index", tmp_path / "parts")
     assert "not UTF-8" in index.unreadable()[f"{videos}/\\xff.mp4"]
+
+
+def test_an_export_leaves_out_names_that_are_not_utf8(made_at_once, videos, tmp_path, caplog):
+    index = made_at_once
+    shutil.copy(videos / "a.mp4", os.fsencode(videos) + b"/\xff.mp4")
+    index.update(videos)
+    windows = sum(len(record.spans) for record in index.database.records() if record.video.path.isascii())
+    assert export_index(index, "parquet", str(tmp_path / "out")) == windows
+    assert "/\\udcff.mp4 is left out: its name is not UTF-8" in caplog.text
+    again = VideoIndex.from_embeddings(tmp_path / "again", tmp_path / "out")
+    assert again.paths() == [path for path in index.paths() if path.isascii()]
 
 
 # --- Resuming ------------------------------------------------------------------------------------------------

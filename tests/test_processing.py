@@ -136,6 +136,28 @@ def test_misspelled_options_are_refused(processor, video):
         processor(videos=video, videos_kwargs={"num_frmaes": 2})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_kwargs": {"max_lenght": 2}}, "'max_lenght' is not an option of .*; did you mean 'max_length'"),
+        ({"text_kwargs": {"num_frames": 2}}, "'num_frames' is not an option"),
+        ({"images_kwargs": {"do_normalise": False}}, "'do_normalise' is not an option of .*'do_normalize'"),
+        ({"audio": [0.0, 1.0]}, "takes texts, videos and images, not audio"),
+    ],
+)
+def test_options_in_groups_are_not_ignored(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(text="a dog", **options)
+
+
+def test_options_of_images(processor):
+    image = Image.fromarray(np.full((40, 40, 3), 128, np.uint8))
+    plain = processor(images=image, do_normalize=False)["pixel_values_videos"]
+    grouped = processor(images=image, images_kwargs={"do_normalize": False})["pixel_values_videos"]
+    assert torch.equal(plain, grouped)
+    assert not torch.equal(plain, processor(images=image)["pixel_values_videos"])
+
+
 def test_training_follows_the_generator(processor, video):
     """The generator is not copied, so it continues from call to call."""
 

@@ -28,6 +28,7 @@ from region_learner.leaks import leaks
 from region_learner.model_card import model_card
 from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.publishing import check, check_loads_without_package, push
+from region_learner.space import files_of_space
 from region_learner.training.tokenizer import train_tokenizer
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
@@ -228,6 +229,39 @@ def test_a_card_edited_on_the_hub_is_not_replaced_by_a_generated_one(hub, checkp
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")  # a user's card may replace it
     push(checkpoint, REPO)
     assert b"# Mine" in commits(hub)[-1]["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('![a](r.png "Regions of a clip")', "r.png"),
+        ("![a](<my r.png>)", "my r.png"),
+        ("![a](my%20r.png)", "my r.png"),
+        ("![a][r]\n\n[r]: ./r.png", "r.png"),
+        ("<img src='r.png' width=3>", "r.png"),
+        ('<p align="center"><img width=3 src="r.png"></p>', "r.png"),
+        ("| a |\n|---|\n| ![a](r.png) |", "r.png"),
+        ("[a video](r.mp4)", "r.mp4"),
+        ("`![a](r.png)`", None),
+        ("    ![a](r.png)", None),
+    ],
+)
+def test_pictures_are_found_in_every_form(checkpoint, text, name):
+    for file in ("r.png", "my r.png", "r.mp4"):
+        (checkpoint / file).touch()
+    (checkpoint / "README.md").write_text(f"---\nlicense: mit\n---\n\n{text}\n")
+    found = checkpoint_files(checkpoint).belong.keys() & {"r.png", "my r.png", "r.mp4"}
+    assert found == ({name} if name else set())
+
+
+def test_hidden_folders_of_the_package_are_not_published(tmp_path, monkeypatch):
+    for name in ("a.py", ".mypy_cache/a.json", "search/.ipynb_checkpoints/b.py", "search/c.py", "__pycache__/d.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr("region_learner.space._PACKAGE", tmp_path)
+    pytest.importorskip("gradio")
+    ours = {name for name in files_of_space(REPO, private=True) if name.startswith("region_learner/")}
+    assert ours == {"region_learner/a.py", "region_learner/search/c.py"}
 
 
 def test_card_images_and_sentence_transformers_modules_belong_to_a_checkpoint(checkpoint):
@@ -879,7 +913,7 @@ def test_cards_that_are_made_here_pass(tmp_path):
     (problem, *_) = unbacked_numbers(card, results, weights, [run])
     assert "claims 44.9 in 'The best mask for an object in a frame has a mean IoU of 44.9%" in problem
     actions = dataclasses.replace(HMDB51, metrics={"top1": 50.0, "top5": 77.0})
-    for number, one in enumerate((folds(several_models=False), MSVD, actions)):
+    for number, one in enumerate((folds(several_models=False), folds(several_models=True), MSVD, actions)):
         path = tmp_path / f"{number}.json"
         write_results(one, path)
         assert unbacked_numbers(model_card([path]), {"one.json": one}, MSVD.model["weights"]) == []

@@ -103,6 +103,9 @@ def test_videos_from_urls(server, video, monkeypatch):
     ):
         with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
             read(f"{server}/{name}.mp4", 0)
+    with pytest.raises(OSError, match=r"^the URL has spaces or other characters that must be escaped") as error:
+        module.read_url(f"{server}/my video.mp4?token=secret")
+    assert "secret" not in str(error.value)
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
     with pytest.raises(VideoDecodeError, match="timed out"):
         read(f"{server}/slow.mp4", 0)

@@ -127,6 +127,12 @@ def test_export_and_page(run, root, tmp_path):
         (["embed", "model", "videos", "--output", "new", "--max-missing", "1"], "--max-missing applies only to"),
         (["index", "--index", "new"], "Give either VIDEOS or --corpus NAME"),
         (["index", "videos", "--index", "new", "--model", "/none"], "There is no directory /none"),
+        (["index", "videos", "--index", "new", "--model", ""], "--model is empty"),
+        (["index", "videos", "--index", ""], "--index is empty"),
+        (["index", "videos", "--index="], "--index is empty"),
+        (["train", "moving_shapes", "--output-dir", ""], "--output-dir is empty"),
+        (["index", "", "--index", "new"], "An argument is empty"),
+        (["search", "", "words"], "An argument is empty"),
         (["index", "videoz", "--index", "new", "--model", "model"], "There is no file or folder"),
         (["index", "videos", "--index", "videos", "--model", "model"], "videos contains other files"),
     ],
@@ -183,6 +189,18 @@ def test_hits_that_cannot_be_read_do_not_hide_others(run, root, tmp_path):
     assert any("-b-" in name for name in names)
     assert not any("-a-" in name for name in names)
     assert "cannot be shown" in (tmp_path / "p.html").read_text()
+
+
+def test_long_names_are_shortened(run, root, tmp_path):
+    name = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 80 + ".mp4"
+    (tmp_path / "v").mkdir()
+    shutil.copy(root / "videos" / "a.mp4", tmp_path / "v" / name)
+    VideoIndex.create(tmp_path / "i", str(root / "model"), window=4, stride=2).update(tmp_path / "v")
+    _, err = run("search", tmp_path / "i", "words", "--export", tmp_path / "cut", "--html", tmp_path / "p.html")
+    assert "Wrote 1 spans" in err
+    (cut,) = (tmp_path / "cut").iterdir()
+    assert cut.name.startswith("01-" + name[:40])
+    assert name in (tmp_path / "p.html").read_text()
 
 
 def test_corpora_with_different_options_are_distinct(monkeypatch):

@@ -165,3 +165,81 @@ def test_a_video_given_twice_is_found_once(tmp_path):
     found = find_videos([tmp_path, file])
     assert list(found.videos) == [str(file)]
     assert found.roots[str(file)] == str(tmp_path)
+
+
+def test_a_folder_removes_only_what_it_would_list(tmp_path, monkeypatch):
+    """What was indexed in another way stays while its file exists."""
+    other, hidden = write(tmp_path / "v" / "clip.dat"), write(tmp_path / "v" / ".h" / "a.mp4")
+    write(tmp_path / "v" / "a.mp4")
+    linked = write(tmp_path / "w" / "b.mp4")
+    (tmp_path / "v" / "link").symlink_to(tmp_path / "w")
+    shard = make_shard(tmp_path / "v" / "s.tar", {"1.mp4": linked})
+    hidden_shard = make_shard(tmp_path / "v" / ".s.tar", {"1.mp4": linked})
+    given = [str(other), str(hidden), str(tmp_path / "v" / "link" / "b.mp4"), f"{hidden_shard}/1.mp4"]
+    row = f"{shard}/byte 512"  # of a corpus
+    found = find_videos(tmp_path / "v")
+    assert list(found.videos) == [str(tmp_path / "v" / "a.mp4"), f"{shard}/1.mp4"]
+    for path in (*given, row):
+        assert not found.lacks(path, "another root"), path
+    for path in (other, hidden, linked, shard, hidden_shard):
+        path.unlink()
+    found = find_videos(tmp_path / "v")
+    for path in (*given, row):
+        assert found.lacks(path, "another root"), path
+
+    def unknown(path, **options):
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr(os, "stat", unknown)
+    assert not found.lacks(str(other), "another root")
+
+
+def test_members_that_left_a_shard_are_gone_however_it_is_given(tmp_path):
+    file = write(tmp_path / "a.mp4")
+    (tmp_path / "v").mkdir()
+    shard = make_shard(tmp_path / "v" / "s.tar", {"1.mp4": file})
+    listed = write(tmp_path / "l.txt", f"{shard}\n".encode())
+    for given in (shard, shard.parent, listed):
+        found = find_videos(given)
+        assert found.lacks(f"{shard}/2.mp4", str(shard.parent))
+        assert not found.lacks(f"{shard}/1.mp4", str(shard.parent))
+        assert not found.lacks(f"{shard}/byte 512", "a corpus")
+
+
+def test_each_line_of_a_list_must_have_videos(tmp_path):
+    """A disk that is not mounted is an empty folder."""
+    write(tmp_path / "disk2" / "a.mp4")
+    (tmp_path / "disk1").mkdir()
+    listed = write(tmp_path / "l.txt", b"disk1\ndisk2\n")
+    with pytest.raises(ValueError, match=r"^disk1, which .*l\.txt lists, does not contain any videos"):
+        find_videos(listed)
+    make_shard(tmp_path / "disk1" / "empty.tar", {"l.txt": listed})
+    listed.write_text("disk1/empty.tar\ndisk2\n")
+    with pytest.raises(ValueError, match=r"^disk1/empty\.tar, which .*l\.txt lists, does not contain any videos"):
+        find_videos(listed)
+
+
+def test_files_whose_state_is_not_known_are_kept(tmp_path, monkeypatch):
+    """For example on a network disk: the folder can be listed, but the file cannot be looked up."""
+    good, bad = write(tmp_path / "a.mp4"), write(tmp_path / "b.mp4")
+    real = os.stat
+
+    def stat(path, **options):
+        if path == str(bad):
+            raise OSError(5, "Input/output error", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    found = find_videos(tmp_path)
+    assert list(found.videos) == [str(good)]
+    assert "Input/output error" in found.unreadable[str(bad)]
+    assert not found.lacks(str(bad), str(tmp_path))
+
+
+def test_the_last_of_two_members_with_the_same_name_counts(tmp_path):
+    old, new = write(tmp_path / "x" / "1.mp4", b"old"), write(tmp_path / "x" / "2.mp4", b"new one")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(old, "a.mp4")
+        tar.add(new, "a.mp4")
+    (video,) = find_videos(tmp_path / "s.tar").videos.values()
+    assert video.source()["bytes"] == b"new one"

@@ -23,6 +23,7 @@ from region_learner.search.jobs import join_parts
 from region_learner.search.page import _with_peak, write_search_page
 from region_learner.search.windows import MOST_TOKENS, are_tokens, pack_tokens
 
+from . import search_toys
 from .search_toys import LENGTHS, QUERIES, make_video, make_videos, save_checkpoint
 from .test_words_and_regions import literal_similarity, some_tokens
 
@@ -324,6 +325,14 @@ def test_a_model_without_tokens(run, videos, tmp_path):
         assert "does not have word-region tokens" in printed.splitlines()[-1]
     assert not (tmp_path / "index").exists()
     assert VideoIndex.create(tmp_path / "index", model).about()["tokens"] is None
+
+
+@pytest.mark.parametrize("token_dim", [0, 4])
+def test_another_model_is_not_called_damage(made, token_dim, tmp_path, monkeypatch):
+    monkeypatch.setitem(search_toys._OPTIONS, "words", (search_toys._OPTIONS["words"][0], {"token_dim": token_dim}))
+    other = str(save_checkpoint("words", tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"was made with .*, but .*other has other weights: use that model"):
+        VideoIndex.open(made[0].directory, other).search("a")
 
 
 # --- Parts and other engines ---------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from transformers import (
     SiglipTextConfig,
     ViTConfig,
     ViTModel,
+    XLNetConfig,
 )
 
 from region_learner import RegionLearnerConfig, RegionLearnerModel, RegionLearnerProcessor, RegionLearnerVideoProcessor
@@ -293,6 +294,8 @@ def test_texts_are_truncated_to_the_positions_of_the_tower(config, positions, ca
 def test_a_tokenizer_without_a_limit():
     """No limit is set where the tower has more positions than the processor's own limit."""
     its = tokenizer(model_max_length=10**30)
+    check_text_tower(XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=64, vocab_size=99), its)  # says -1
+    assert its.model_max_length == 10**30
     check_text_tower(LlamaConfig(**SIZES | {"max_position_embeddings": 100_000}), its)
     assert its.model_max_length == 10**30
     check_text_tower(LlamaConfig(**SIZES), its)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import TrainerCallback
 
 from region_learner.cli import main
@@ -297,6 +297,63 @@ def test_a_limit_of_missing_videos_that_has_no_effect(tmp_path):
     arguments = DataArguments(corpus="webdataset", data_dir=str(tmp_path), max_missing=0.5)
     with pytest.raises(ValueError, match="--max-missing does not apply to the corpus 'webdataset': leave it out"):
         task_data.load_data(arguments, RegionLearnerTrainingArguments(str(tmp_path), report_to="none"))
+
+
+SHARDS = {"corpus": "webdataset", "corpus_options": {"shards": "train/*.tar"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SHARDS | {"test_split": "test"}, r"so --test-split test would be the same rows as those to train on: choose"),
+        (SHARDS | {"eval_split": "val"}, r"so --eval-split val would be the same rows as those to train on: choose"),
+        ({"corpus": "webvid", "corpus_options": {"file": "a.csv"}, "eval_split": "val"}, r"options file chooses"),
+        (SHARDS | {"corpora": [{"corpus": "cc3m"}], "eval_split": "val", "test_split": "test"},
+         r"so --eval-split val and --test-split test would be the same rows: choose"),
+        (SHARDS, None),
+        (SHARDS | {"corpora": [{"corpus": "cc3m"}], "eval_split": "val"}, None),
+        ({"corpus": "webdataset", "eval_split": "val", "test_split": "test"}, None),
+        ({"corpus": "msrvtt", "corpus_options": {"protocol": "full"}, "test_split": "test"}, None),
+    ],
+)  # fmt: skip
+def test_options_that_choose_rows_in_place_of_the_split(options, message):
+    if message is None:
+        task_data.check_splits(DataArguments(**options))
+        return
+    with pytest.raises(ValueError, match=message):
+        task_data.check_splits(DataArguments(**options))
+
+
+@pytest.mark.parametrize("what", ["save", "eval", "logging"])
+def test_streams_have_no_epochs(tmp_path, what):
+    rows = Dataset.from_dict({"video": ["a"], "video_id": ["a"], "captions": [["b"]]})
+    data = task_data.RunData([CorpusPart(rows.to_iterable_dataset(), 2)], eval_dataset=rows)
+    given = {"save_strategy": "steps", "eval_strategy": "steps", "logging_strategy": "steps"}
+    arguments = RegionLearnerTrainingArguments(
+        str(tmp_path), report_to="none", max_steps=9, **given | {f"{what}_strategy": "epoch"}
+    )
+    with pytest.raises(ValueError, match=rf"^--{what}-strategy epoch would mean once, after the last step, "):
+        data.check("retrieval", arguments)
+    data.check("retrieval", RegionLearnerTrainingArguments(str(tmp_path), report_to="none", max_steps=9, **given))
+
+
+def test_classes_of_the_evaluation_are_found_by_name(tmp_path):
+    def rows(names, labels):
+        texts = {name: Value("string") for name in ("video", "video_id")}
+        features = Features(texts | {"label": ClassLabel(names=names)})
+        count = range(len(labels))
+        columns = {"video": [f"{i}.mp4" for i in count], "video_id": list(map(str, count)), "label": labels}
+        return Dataset.from_dict(columns | {}, features)
+
+    trained = rows(["climb", "jump", "run"], [0, 1, 2])
+    arguments = RegionLearnerTrainingArguments(str(tmp_path), report_to="none")
+    data = task_data.RunData([CorpusPart(trained, 2)], eval_dataset=rows(["run", "climb"], [0, 1, 0]))
+    data.check("classification", arguments)
+    label = data.label_function("classification", {"climb": 5, "jump": 6, "run": 7})
+    assert [label(row) for row in data.eval_dataset] == [7, 5, 7]
+    data.eval_dataset = rows(["run", "swim"], [0, 1])
+    with pytest.raises(ValueError, match="has classes that the training data does not have, such as 'swim'"):
+        data.check("classification", arguments)
 
 
 def test_only_the_first_process_removes_an_empty_list(tmp_path, monkeypatch):

@@ -151,6 +151,19 @@ def test_a_pass_through_a_stream_reads_every_row_once(world_size, workers):
     assert sorted(itertools.chain(*seen)) == sorted(f"a{i}" for i in range(24))
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_pass_through_alternating_streams_reads_every_row_once(workers, count):
+    """Each loader process has shards of every corpus, so it must draw from all of them."""
+    parts = [CorpusPart(stream(24, 12, name), 1, shuffle_buffer=5) for name in "abc"[:count]]
+    seen = names(read(parts, 24 * count, workers))
+    assert sorted(itertools.chain(*seen)) == sorted(f"{name}{i}" for name in "abc"[:count] for i in range(24))
+    if workers < 2:
+        assert [batch[0][0] for batch in seen] == list("abc"[:count]) * 24
+    resumed = names(read(parts, 24 * count - 5, workers, skip=5))
+    assert resumed == seen[5:]
+
+
 def test_shards_that_processes_cannot_divide():
     """6 shards are read by 4 processes: each process has its own shards, although not equally many."""
     seen = []

@@ -433,6 +433,17 @@ def test_another_model_is_refused(make_index, videos, model, tmp_path):
     assert len(index) == 0
 
 
+def test_texts_may_be_in_any_sequence(make_index, videos):
+    index = make_index()
+    index.update(videos)
+    expected = index.search(["a red", "a blue"])
+    assert len(expected) == 2
+    for texts in (("a red", "a blue"), np.array(["a red", "a blue"])):
+        assert index.search(texts) == expected
+    with_regions = index.search(("a red", "a blue"), regions=True)
+    assert [[hit.path for hit in hits] for hits in with_regions] == [[hit.path for hit in hits] for hits in expected]
+
+
 def test_a_model_that_was_moved(make_index, videos, model, tmp_path):
     first = shutil.copytree(model, tmp_path / "first")
     index = VideoIndex.create(tmp_path / "moved", str(first), window=WINDOW, stride=STRIDE, num_frames=4)

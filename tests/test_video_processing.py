@@ -21,7 +21,7 @@ from transformers.video_utils import VideoMetadata
 
 from region_learner import video_decoding_region_learner as module
 from region_learner.corpora.encoding import add_video_stream
-from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
+from region_learner.video_decoding_region_learner import ClipMetadata, VideoDecodeError, read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
 from .fresh_process import run_fresh
@@ -1191,6 +1191,40 @@ def test_without_resizing(processor):
     ].shape == (1, 4, 3, 40, 50)
     output = processor(clip, do_resize=False, training=True, return_tensors="pt")["pixel_values_videos"]
     assert output.shape == (1, 4, 3, 40, 50)
+
+
+def test_a_saved_processor_takes_the_options_that_a_call_takes(video, tmp_path):
+    """An option that replaces a default also replaces a saved value."""
+    RegionLearnerVideoProcessor(num_frames=3).save_pretrained(tmp_path / "frames")
+    RegionLearnerVideoProcessor(fps=2).save_pretrained(tmp_path / "fps")
+    by_fps = RegionLearnerVideoProcessor.from_pretrained(tmp_path / "frames", fps=2)
+    assert (by_fps.fps, by_fps.num_frames) == (2, None)
+    by_number = RegionLearnerVideoProcessor.from_pretrained(tmp_path / "fps", num_frames=8)
+    assert (by_number.fps, by_number.num_frames) == (None, 8)
+    assert RegionLearnerVideoProcessor.from_pretrained(tmp_path / "fps").fps == 2
+    cropped = RegionLearnerVideoProcessor.from_pretrained(tmp_path / "frames", crop_size=200)
+    options = {"return_tensors": "pt"}
+    expected = RegionLearnerVideoProcessor(num_frames=3)(video, crop_size=200, **options)["pixel_values_videos"]
+    assert torch.equal(cropped(video, **options)["pixel_values_videos"], expected)
+    with pytest.raises(ValueError, match="Give only one of num_frames and fps"):
+        RegionLearnerVideoProcessor.from_pretrained(tmp_path / "fps", num_frames=8, fps=2)
+
+
+def test_options_that_the_model_could_not_use_are_refused(video):
+    processor = RegionLearnerVideoProcessor()
+    for options in ({"do_pad": True}, {"data_format": "channels_last"}):
+        with pytest.raises(ValueError, match="do_pad and data_format are not supported"):
+            processor(video, **options)
+    processor(video, do_pad=False, data_format="channels_first")
+
+
+def test_the_number_of_frames_is_bounded_before_memory_is_allocated():
+    """A file may claim any time stamps."""
+    metadata = ClipMetadata(2, fps=25.0, times=np.array([0.0, 1e9]))
+    processor = RegionLearnerVideoProcessor()
+    for training in (False, True):
+        with pytest.raises(ValueError, match=r"1 frames per second of 1e\+09 seconds are 10000\d+ frames, more than"):
+            processor.sample_frames(metadata, fps=1, start=0, training=training)
 
 
 @pytest.mark.parametrize("options", [{"size": {"shortest_edge": 20}}, {"do_resize": False, "crop_size": 60}])

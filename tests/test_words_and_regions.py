@@ -415,6 +415,10 @@ def test_loss_equals_a_literal_implementation(ids):
             others = [c for c in rows if c == row or ids is None or ids[c] != ids[row]]
             expected = expected - (logits[row, row] - logits[row, others].logsumexp(0)) / len(rows)
     torch.testing.assert_close(word_region_loss(outputs, 0.1, video_ids), expected)
+    others = type(outputs)(**outputs | {"token_logits_per_text": None})  # those of the model have its temperature
+    torch.testing.assert_close(word_region_loss(others, 0.1, video_ids), expected)
+    others.token_logits_per_text = 7 * outputs.token_logits_per_text
+    torch.testing.assert_close(word_region_loss(others, 0.1, video_ids), expected)
     whole = contrastive_loss(model.config, outputs, video_ids)
     outputs.text_token_embeds = None
     torch.testing.assert_close(whole, contrastive_loss(model.config, outputs, video_ids) + 0.7 * expected)

@@ -135,12 +135,14 @@ def unbacked_numbers(
     numbers += [number for one in results.values() for part in one.folds or [] for number in _numbers(part)]
     numbers += list(_numbers([*facts, *regions]))
     known = _Known(metrics, numbers)
+    folds = [part for one in results.values() for part in one.folds or []]  # each may have a model of its own
+    digests = {*weights.values()}.union(*((part["model"]["weights"] or {}).values() for part in folds))
     problems = _of_model_index(card, results)
     metadata = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
     for one in _texts(metadata):
         problems += _of_sentences(one, known)
     for part in _parts(card.text):
-        problems += _of_cell(part, known, weights) if isinstance(part, _Cell) else _of_sentences(part, known)
+        problems += _of_cell(part, known, digests) if isinstance(part, _Cell) else _of_sentences(part, known)
     return problems
 
 
@@ -160,12 +162,10 @@ def _of_model_index(card: ModelCard, results: Mapping[str, EvaluationResults]) -
     return problems
 
 
-def _of_cell(cell: _Cell, known: _Known, weights: Mapping[str, str]) -> list[str]:
+def _of_cell(cell: _Cell, known: _Known, digests: Iterable[str]) -> list[str]:
     problems = []
     if "sha-256" in f"{cell.row} {cell.column}".lower():
-        wrong = [
-            one for one in _DIGEST.findall(cell.text) if not any(digest.startswith(one) for digest in weights.values())
-        ]
+        wrong = [one for one in _DIGEST.findall(cell.text) if not any(digest.startswith(one) for digest in digests)]
         problems += [f"a table has the SHA-256 {one[:16]} of other weights" for one in wrong]
     text = _without_names(cell.text)
     named = (known.named_in(name) for name in (cell.column, cell.row, cell.text))

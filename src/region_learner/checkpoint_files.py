@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt  # comes with rich
 
 from .evaluation.provenance import shown_options
 
@@ -30,7 +33,8 @@ LOADED = _OF_PROCESSOR | _OF_MODEL
 _OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|adapter_model)\b.*|adapter_config\.json")
 _READ_BY_PEOPLE = re.compile(r"README\.md|(LICENSE|NOTICE)(\.\w+)?", re.IGNORECASE)
 _IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\b", re.MULTILINE)
-_LINK = re.compile(r"\]\((?!\w+:)([^()\s]+)\)|src=\"(?!\w+:)([^\"]+)\"")
+_METADATA = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_SOURCE = re.compile(r"""\bsrc=(?:"([^"]+)"|'([^']+)')""")
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4")
 
 # Files that are not published: a pattern of their names, and the reason.
@@ -115,13 +119,17 @@ def replaced_files(present: Iterable[str], files: Iterable[str]) -> set[str]:
     }
 
 
-def is_results(content: bytes) -> bool:
-    """Returns whether a file has results of an evaluation or of regions, or is the results.json of a training run."""
+def is_results(content: bytes, of_training: bool = True) -> bool:
+    """
+    Returns whether a file has results of an evaluation or of regions, or, with `of_training`, is the results.json of a
+    training run.
+    """
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    kinds = ({"schema", "model", "protocol", "metrics"}, {"model", "learned", "objects"}, {"train", "arguments"})
+    kinds = [{"schema", "model", "protocol", "metrics"}, {"model", "learned", "objects"}]
+    kinds += [{"train", "arguments"}] * of_training
     return isinstance(found, dict) and any(kind <= found.keys() for kind in kinds)
 
 
@@ -180,7 +188,13 @@ def _pictures(directory: Path) -> set[str]:
     card = directory / CARD
     if not card.is_file():
         return set()
-    names = {(one or other).removeprefix("./") for one, other in _LINK.findall(card.read_text("utf-8", "replace"))}
+    names = set()
+    for token in MarkdownIt("commonmark").enable("table").parse(_METADATA.sub("", card.read_text("utf-8", "replace"))):
+        for part in (token, *(token.children or ())):
+            linked = [part.attrs.get("src"), part.attrs.get("href")]
+            if part.type.startswith("html"):
+                linked += [one or other for one, other in _SOURCE.findall(part.content)]
+            names |= {unquote(str(name)).removeprefix("./") for name in linked if name}
     return {
         name
         for name in names

@@ -451,14 +451,21 @@ class RegionLearnerVideoConfig(_StrictConfig):
     temporal_fusion: str | None = None
     backbone_config: dict | PreTrainedConfig | None = None
 
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        # A field that is given keeps its value even if it is the default of this class, and not that of the backbone.
+        if args or kwargs:  # a copy has none
+            self.__dict__["_chosen"] = {item.name for item, _ in zip(fields(cls), args)} | kwargs.keys()
+        return self
+
     def __post_init__(self, **kwargs):
+        chosen = self.__dict__.pop("_chosen", set())
         self.region_options = {name: value for name, value in self.region_options.items() if value is not None}
         if isinstance(self.backbone_config, dict):
-            chosen = self.backbone_config
-            self.backbone_config = sub_config_from_dict("backbone_config", chosen, chosen=chosen)
-        defaults = {item.name: item.default for item in fields(type(self))}
+            backbone = self.backbone_config
+            self.backbone_config = sub_config_from_dict("backbone_config", backbone, chosen=backbone)
         for name, value in _sizes_of_backbone(self.backbone_config).items():
-            if getattr(self, name) == defaults[name]:
+            if name not in chosen:
                 setattr(self, name, value)
         super().__post_init__(**kwargs)
 
@@ -586,7 +593,14 @@ class RegionLearnerVideoConfig(_StrictConfig):
             options.pooling == "softmax",
             f"with the region option pooling={options.pooling!r}", "set pooling='softmax'",
         )  # fmt: skip
-        if sizes := _sizes_of_backbone(self.backbone_config):
+        if self.backbone_config is not None:
+            sizes = _sizes_of_backbone(self.backbone_config)
+            for name in ("num_hidden_layers", "num_attention_heads", "patch_size"):
+                # (Those of a backbone of transformers are the same.)
+                _check_effect(
+                    given, name, sizes.get(name, getattr(type(self), name)), name in sizes,
+                    "with a backbone of timm", "choose another architecture",
+                )  # fmt: skip
             has_layers = self.interaction_layers or (self.num_regions and options.pooling in CLIP_POOLINGS)
             has_norm = self.codebook_size or self.num_regions
             for name in _OWN_LAYERS:

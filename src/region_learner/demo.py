@@ -221,8 +221,8 @@ def check_in_fresh_process(index: VideoIndex, output: Path) -> None:
     windows = record.spans[:NUM_CHECKED].tolist()
     write_json(request, {"videos": [(record.video.path, start, end) for start, end in windows]})
     script = Path(__file__).with_name("demo_standalone.py")
-    # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
-    command = [sys.executable, "-I", str(script), index.about()["model"], str(request), str(result)]
+    # -P: without the current directory; the script blocks an installed package itself.
+    command = [sys.executable, "-P", str(script), index.about()["model"], str(request), str(result)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The checkpoint cannot be loaded without this package:\n{done.stderr}")

@@ -43,6 +43,7 @@ class LoaderWatch:
         self.slots = torch.zeros(num_workers, _BYTES, dtype=torch.uint8).share_memory_() if num_workers else None
         self.name_of = name_of
         self.hung: dict[int, str] = {}  # after `TIMEOUT` seconds without a batch: what `videos` returned
+        self.unlimited = 0  # number of batches to come that may take any time
         _watches.add(self)
 
     @property
@@ -74,7 +75,8 @@ class LoaderWatch:
         Kills the loader processes if the block takes more than `TIMEOUT` seconds; `naming_the_video` then says so.
         (The `timeout` of a `DataLoader` does not end the wait for a tensor of a stopped process.)
         """
-        if self.slots is None:
+        if self.slots is None or self.unlimited:
+            self.unlimited = max(0, self.unlimited - 1)
             yield
             return
         arrived = threading.Event()

@@ -143,7 +143,9 @@ def contrastive_loss(
         loss = _infonce(pairs, temperature)
     if has_tokens:
         temperature = config.token_temperature if outputs.token_temperature is None else outputs.token_temperature
-        loss = loss + config.token_loss_weight * _word_region(pairs, outputs, temperature)
+        loss = loss + config.token_loss_weight * _word_region(
+            pairs, outputs, temperature, outputs.token_logits_per_text
+        )
     return loss + _region_loss(config, outputs, None if video_ids is None else video_ids >= 0, gather)
 
 
@@ -239,11 +241,14 @@ def word_region_loss(
     return _word_region(pairs, outputs, temperature)
 
 
-def _word_region(pairs: "_Pairs", outputs: Any, temperature: torch.Tensor | float) -> torch.Tensor:
+def _word_region(
+    pairs: "_Pairs", outputs: Any, temperature: torch.Tensor | float, logits: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`logits`: those of this process, with this temperature, if the model has computed them."""
     texts = outputs.text_token_embeds, outputs.text_token_weights
     videos = outputs.video_token_embeds, outputs.video_token_weights
     all_texts, all_videos = pairs.gather_tokens(*texts), pairs.gather_tokens(*videos)
-    of_texts = outputs.token_logits_per_text if len(pairs.sizes) == 1 else None
+    of_texts = logits if len(pairs.sizes) == 1 else None
     if of_texts is None:  # in several processes, or with cached gradients
         of_texts = word_region_similarity(*texts, *all_videos) / temperature
     of_videos = of_texts.T if len(pairs.sizes) == 1 else word_region_similarity(*all_texts, *videos).T / temperature

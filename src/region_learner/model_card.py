@@ -15,7 +15,16 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .evaluation.provenance import ANY_VIDEOS, shown_options, shown_path, training_history, videos_of, weights_of
+from .checkpoint_files import is_results
+from .evaluation.provenance import (
+    ANY_VIDEOS,
+    record_of_run,
+    shown_options,
+    shown_path,
+    training_history,
+    videos_of,
+    weights_of,
+)
 from .evaluation.results import EvaluationResults, read_results
 from .evaluation.tasks import PROMPTS
 from .training.arguments import PUBLISHED_ARGUMENTS
@@ -143,6 +152,7 @@ def _render(
         kind=pipeline,
         backbone=model["config"].get("backbone"),
         has_regions=bool(model["config"].get("num_regions")),
+        by_frame=model["config"].get("temporal_fusion") in ("pool", "linear"),
         repo=repo or model["name"],
         query=query,
     )
@@ -162,8 +172,7 @@ def _metadata(
     emissions: Any = {"co2_eq_emissions": energy.metadata()} if energy is not None else {}
     known = _of_the_hub(name for name in origin.corpora if name not in ANY_VIDEOS)
     card_data = ModelCardData(
-        # A directory such as converted/mine would be read as a model of somebody else.
-        base_model=_of_the_hub(name for name in origin.base_models if not os.path.isdir(name)) or None,
+        base_model=_models_of_the_hub(origin.base_models) or None,
         datasets=list(dict.fromkeys([*known, *datasets])) or None,
         language=list(languages) or None,
         model_name=name,
@@ -186,6 +195,11 @@ def _of_the_hub(names: Iterable[str]) -> list[str]:
             validate_repo_id(name)
             found.append(name)
     return found
+
+
+def _models_of_the_hub(names: Iterable[str]) -> list[str]:
+    """Returns the names without directories: converted/mine would be read as a model of somebody else."""
+    return _of_the_hub(name for name in names if not os.path.isdir(name))
 
 
 def _template():
@@ -323,9 +337,10 @@ def _task(one: EvaluationResults) -> str:
 def _claim(one: EvaluationResults) -> str:
     if one.protocol["zero_shot"]:
         return ", zero-shot"
-    trained_on = {videos_of(str(name)) for part in _models(one) for name in part["model"].get("trained_on") or ()}
-    corpus = videos_of(one.data["corpus"])
-    return f", trained on {corpus}" if corpus in trained_on else "; not checked whether it is zero-shot"
+    trained_on = [str(name) for part in _models(one) for name in part["model"].get("trained_on") or ()]
+    corpus = one.data["corpus"]
+    is_trained_on = _is_trained_on(corpus, trained_on)
+    return f", trained on {videos_of(corpus)}" if is_trained_on else "; not checked whether it is zero-shot"
 
 
 def _counts(data: dict[str, Any]) -> str:
@@ -421,6 +436,8 @@ def _training(checkpoint: str | os.PathLike[str] | None, parts: list[dict[str, A
             line += f"; {train['unreadable_videos']:,} videos could not be read and were substituted"
         arguments = {key: value for key, value in run["arguments"].items() if key in PUBLISHED_ARGUMENTS}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if is_results(path.read_bytes(), of_training=False):  # those of an evaluation
+            return None
         raise ValueError(f"{path} is not the results.json of a training run: {error!r:.200}") from error
     shown = yaml.safe_dump(shown_options(arguments), sort_keys=False, default_flow_style=None, width=110)
     return {"line": line, "arguments": shown, "run": run}
@@ -470,7 +487,7 @@ def _origin(
     return _Origin(
         tuple(bases),
         tuple(history.names),
-        history.unknown is None or history.unknown in bases,
+        history.unknown is None or history.unknown in _models_of_the_hub(bases),
         videos,
         "Training started from random weights." if is_from_scratch else words,
         tokenizer,
@@ -482,17 +499,17 @@ def _base_models(checkpoint: Path, arguments: Mapping[str, Any]) -> tuple[list[s
     Returns the models that the first training run of a checkpoint started from, and the size of the tokenizer that it
     learned, if it did.
     """
-    seen = {checkpoint.absolute()}
+    seen = {record_of_run(os.fspath(checkpoint))}
     while (name := arguments.get("model")) is not None:
-        directory = Path(str(name)).absolute()
+        record = record_of_run(str(name))
         try:
-            earlier = json.loads((directory / "results.json").read_bytes())["arguments"]
+            earlier = json.loads(record.read_bytes())["arguments"]
             assert isinstance(earlier, dict)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, AssertionError):
             return [str(name)], None
-        if directory in seen:
+        if record in seen:
             return [], None
-        seen.add(directory)
+        seen.add(record)
         arguments = earlier
     towers = [arguments.get("video_tower"), arguments.get("text_tower")]
     learned = arguments.get("vocab_size") if arguments.get("tokenizer") == "train" else None
@@ -609,12 +626,16 @@ def _limits_of_training(origin: _Origin, measured: Sequence[EvaluationResults]) 
     lines = [f"It was trained {only}on {_listed(origin.corpora)}{size}."]
     if not origin.is_complete:
         lines[0] = lines[0].removesuffix(".") + ", and possibly on more, because not all of its training is recorded."
-    trained_on = {videos_of(name) for name in origin.corpora}
-    others = sorted({one.data["corpus"] for one in measured if videos_of(one.data["corpus"]) not in trained_on})
-    if measured and not others:
-        lines.append(f"It was evaluated only on {_listed(sorted(trained_on))}, which it was trained on. How well it "
-                     "works on other videos is not known.")  # fmt: skip
+    evaluated = sorted({one.data["corpus"] for one in measured})
+    if evaluated and all(_is_trained_on(corpus, origin.corpora) for corpus in evaluated):
+        lines.append(f"It was evaluated only on {_listed(evaluated)}, which it was trained on. How well it works on "
+                     "other videos is not known.")  # fmt: skip
     return lines
+
+
+def _is_trained_on(corpus: str, trained_on: Iterable[str]) -> bool:
+    """Returns whether a corpus has videos of a training corpus, as far as their names tell."""
+    return corpus not in ANY_VIDEOS and videos_of(corpus) in map(videos_of, trained_on)
 
 
 def _limits_of_clips(config: Mapping[str, Any]) -> list[str]:

@@ -605,6 +605,8 @@ def _hash_uniform(index: torch.Tensor) -> torch.Tensor:
     for multiplier in (0x7FEB352D, 0x2C1B3C6D):
         x = (((x >> 16) ^ x) * multiplier) & 0xFFFFFFFF
     x = (x >> 16) ^ x
+    if x.device.type == "mps":  # which has no float64: the numbers are rounded to float32
+        return _hash_uniform(index.cpu()).float().clamp(max=1 - 2**-24).to(x.device)
     return (x.double() + 0.5) / 2**32
 
 
@@ -1566,7 +1568,8 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             self.backbone = _build_backbone(config)
             if config.codebook_size or config.num_regions:
                 self.temporal_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
-                self.region_projection = RegionLearnerZeroLinear(config.hidden_size, config.hidden_size)
+                if config.resolved.video_pooling != "cls":
+                    self.region_projection = RegionLearnerZeroLinear(config.hidden_size, config.hidden_size)
             else:
                 self.layernorm = nn.Identity()
         self.region_module = RegionLearnerRegionModule(config)
@@ -1778,7 +1781,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
             encoded = self._encode_frames(pixel_values_videos, interpolate_pos_encoding, **kwargs)
         cls, last_patches = encoded.pooler_output, encoded.last_hidden_state  # (B, 1 or T, D), (B, T, h, w, D)
         patches = last_patches if self.backbone is not None else encoded.region_patches
-        if self.region_projection is not None:  # the scale of features differs between image models
+        if self.temporal_embeddings is not None:  # the scale of features differs between image models
             patches = F.layer_norm(patches, patches.shape[-1:])
         grid = None
         if (kept := encoded.get("kept")) is not None:
@@ -1787,6 +1790,7 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         states, region_masks, cluster_ids, region_loss = self.region_module(
             patches, frame_mask, self.temporal_embeddings, grid
         )
+        states = states.to(cls.device)  # several devices may share the model
         if self.backbone is None:
             last_hidden_state = self.layernorm(torch.cat([cls, states], dim=1))
         else:  # its own pooled states are complete
@@ -1805,6 +1809,14 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         )
 
 
+def has_mean_pooler(config: Any) -> bool:
+    """
+    Returns whether the pooling layer of an image model has weights from its pre-training: in BEiT, it normalizes the
+    mean of the patches. In other models that may have one, such as ViT, it is new.
+    """
+    return bool(getattr(config, "use_mean_pooling", False))
+
+
 def _build_backbone(config: RegionLearnerVideoConfig) -> PreTrainedModel:
     """
     Returns a new image model.
@@ -1812,7 +1824,7 @@ def _build_backbone(config: RegionLearnerVideoConfig) -> PreTrainedModel:
     Raises:
         ValueError: it is a timm model of another width than `config.hidden_size`.
     """
-    backbone = _from_config(config.backbone_config, pooling_layer=False)  # type: ignore[arg-type]
+    backbone = _from_config(config.backbone_config, pooling_layer=has_mean_pooler(config.backbone_config))
     timm_model = getattr(backbone, "timm_model", None)
     if timm_model is not None and timm_model.num_features != config.hidden_size:
         raise ValueError(
@@ -1954,6 +1966,10 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
         )
 
 
+def _on(value: torch.Tensor | float, device: torch.device) -> torch.Tensor | float:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 def _text_width(config: RegionLearnerConfig) -> int:
     """Returns the width of a pooled text. SigLIP's pooled state has a width of its own."""
     text_config: Any = config.text_config
@@ -1968,7 +1984,7 @@ def _roll(x: torch.Tensor, shifts: torch.Tensor, dim: int = 1, length: int | Non
     `torch.take_along_dim` and slices that may be all of `x` cannot be exported with a dynamic length.)
     """
     length = x.shape[dim] if length is None else length
-    index = torch.arange(length, device=x.device) - shifts[:, None]  # (B, length)
+    index = torch.arange(length, device=x.device) - shifts.to(x.device)[:, None]  # (B, length)
     index = index + length * ((index < 0).long() - (index >= length).long())
     index = index.view(-1, *[length if axis == dim else 1 for axis in range(1, x.ndim)])
     return x.gather(dim, index.expand(*x.shape[:dim], length, *x.shape[dim + 1 :]))
@@ -2286,8 +2302,9 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """Returns the logits (videos, texts) of normalized embeddings; None if either side is None."""
         if video_embeds is None or text_embeds is None:
             return None
-        logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
-        return logits if self.logit_bias is None else logits + self.logit_bias
+        text_embeds = text_embeds.to(video_embeds.device)  # several devices may share the model
+        logits = cosine_similarity(video_embeds, text_embeds) / _on(self.temperature, video_embeds.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.device)
 
     def _embed_words(self, outputs: Any, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns embeddings (B, L, token_dim) and weights (B, L) of phrases, or of words without phrases."""

@@ -5,7 +5,7 @@
 """Processor of RegionLearner: turns captions into `input_ids`, and videos and images into `pixel_values_videos`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -77,7 +77,7 @@ class RegionLearnerProcessor(ProcessorMixin):
                 too large, or a video does not have the span.
             VideoDecodeError: a video or an image cannot be read.
         """
-        self._check_names([*kwargs, *kwargs.get("videos_kwargs", {})])
+        self._check_names(kwargs)
         # Not in the signature: generic callers, such as transformers' common tests, pass all named inputs in one call.
         images = kwargs.pop("images", None)
         if text is None and videos is None and images is None:
@@ -87,6 +87,8 @@ class RegionLearnerProcessor(ProcessorMixin):
                 "videos and images cannot be batched, as images are clips of one frame: process them in two calls."
             )
         spans = {**kwargs.get("videos_kwargs", {}), **kwargs}
+        if kwargs.get("audio") is not None:
+            raise ValueError("This processor takes texts, videos and images, not audio: leave out audio.")
         if videos is None and (spans.get("start") is not None or spans.get("end") is not None):
             raise ValueError("start and end select a span of videos: give videos, or leave start and end out.")
         # Merging copies its arguments, and a copied generator would draw the same numbers in every call.
@@ -109,6 +111,7 @@ class RegionLearnerProcessor(ProcessorMixin):
                 text_kwargs["max_length"] = LONGEST_TEXT
             data.update(self.tokenizer(text, **text_kwargs))
         if images is not None:
+            videos_kwargs.update(kwargs.get("images_kwargs") or {})
             clips = [[image] for image in _flatten(images)]
             one_frame = {"num_frames": 1, "fps": None, "do_sample_frames": True}
             data.update(self.video_processor(clips, **{**videos_kwargs, **one_frame}))
@@ -116,14 +119,23 @@ class RegionLearnerProcessor(ProcessorMixin):
             data.update(self.video_processor(videos, **videos_kwargs))
         return BatchFeature(data)
 
-    def _check_names(self, given: Iterable[str]):
-        """Raises a `ValueError` for names that are not options of any part: transformers would only warn of them."""
-        kinds = self.valid_processor_kwargs.__annotations__  # of texts, images, videos and audio
+    def _check_names(self, given: Mapping[str, Any]):
+        """Raises a `ValueError` for names that are not options of any part, which transformers would ignore."""
+        kinds = {
+            kind: set(getattr(options, "__annotations__", ()))
+            for kind, options in self.valid_processor_kwargs.__annotations__.items()  # texts, images, videos and audio
+        }
         known = {"images", "audio", "common_kwargs", *kinds, *self.video_processor.valid_kwargs.__annotations__}
-        known = known.union(*(getattr(kind, "__annotations__", ()) for kind in kinds.values()))
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{name!r} is not an option of {type(self).__name__}{did_you_mean(name, known)}")
+        known = known.union(*kinds.values())
+        of_text = kinds["text_kwargs"] | {"return_tensors"}
+        checked: list[tuple[Mapping[str, Any], set[str]]] = [(given, known), (given.get("text_kwargs") or {}, of_text)]
+        checked += [(given.get(kind) or {}, known) for kind in ("images_kwargs", "videos_kwargs")]
+        for names, allowed in checked:
+            for name in names:
+                if name not in allowed:
+                    raise ValueError(
+                        f"{name!r} is not an option of {type(self).__name__}{did_you_mean(name, allowed)}"
+                    )
 
     def _check_max_length(self, given: dict[str, Any], text_kwargs: dict[str, Any]):
         """

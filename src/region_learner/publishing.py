@@ -454,8 +454,8 @@ def check_loads_without_package(files: Mapping[str, Path | bytes], directory: Pa
         # The process has a module cache of its own, so that nothing loaded earlier can help, and sends no requests.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(folder) / "modules"), "HF_HUB_OFFLINE": "1"}
         script = Path(__file__).with_name("load_standalone.py")
-        # -I: neither the current directory nor PYTHONPATH; the script blocks an installed package itself.
-        command = [sys.executable, "-I", str(script), str(place)]
+        # -P: without the current directory; the script blocks an installed package itself.
+        command = [sys.executable, "-P", str(script), str(place)]
         try:
             done = subprocess.run(
                 command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,

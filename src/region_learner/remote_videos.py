@@ -58,6 +58,8 @@ def read_url(url: str) -> bytes | str:
         request = urllib.request.Request(url, headers={"User-Agent": "region-learner"})
         with deadline, _opener(allows_any, deadline).open(request, timeout=_TIMEOUT) as response:
             data, announced = _read(response)
+    except http.client.InvalidURL:  # whose message contains the URL
+        raise OSError("the URL has spaces or other characters that must be escaped, such as %20 for a space") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not deadline.has_passed:
             raise OSError(str(getattr(error, "reason", None) or error)) from error

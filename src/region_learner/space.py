@@ -92,8 +92,10 @@ def files_of_space(model: str, private: bool) -> dict[str, Path | bytes]:
         "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
     }
     for path in sorted(_PACKAGE.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
-            files[f"region_learner/{path.relative_to(_PACKAGE).as_posix()}"] = path
+        inner = path.relative_to(_PACKAGE)
+        is_hidden = any(part.startswith(".") for part in inner.parts)  # such as the cache of a tool
+        if path.is_file() and "__pycache__" not in inner.parts and not is_hidden:
+            files[f"region_learner/{inner.as_posix()}"] = path
     return files
 
 

@@ -55,6 +55,7 @@ def check_text_tower(text_config: PreTrainedConfig, tokenizer: Any):
         logger.info("Padding texts for %s with id %d, as its tokenizer does.", kind, padding)
         text_config.pad_token_id = padding
     positions = min(map(_num_positions, tables), default=getattr(text_config, "max_position_embeddings", None))
+    positions = None if positions is not None and positions < 1 else positions  # XLNet, which has no limit, says -1
     longest = tokenizer.model_max_length
     if positions is not None and positions < (longest if longest < UNKNOWN_LENGTH else LONGEST_TEXT):
         logger.info("Texts are truncated to %d tokens, the positions of %s.", positions, kind)

@@ -45,6 +45,7 @@ try:
 except ImportError:
     tvf = None  # type: ignore[assignment]
 
+_MOST_FRAMES = 2**20  # of a span, for a given fps
 _MICROSECOND = 1e-6  # the tolerance within which two times are equal
 _ROUNDING = 1 / 510  # half a level: floats may be this far outside of 0..1, after resizing or in half precision
 
@@ -166,7 +167,7 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
         _refuse_misspelled(kwargs)
-        return super().from_dict(video_processor_dict, **kwargs)
+        return super().from_dict(video_processor_dict, **_disable_overridden_defaults(kwargs))
 
     @classmethod
     def for_image_size(cls, image_size: int, **kwargs: Unpack[RegionLearnerVideoProcessorKwargs]):
@@ -188,6 +189,8 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
             if name not in RegionLearnerVideoProcessorKwargs.__annotations__:
                 hint = did_you_mean(name, RegionLearnerVideoProcessorKwargs.__annotations__)
                 raise ValueError(f"{name!r} is not an option of {type(self).__name__}{hint}")
+        if kwargs.get("do_pad") or kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
+            raise ValueError("do_pad and data_format are not supported: clips are (T, C, height, width), not padded.")
         options = _disable_overridden_defaults(kwargs)
         do_convert_rgb, do_rescale = (bool(self._option(options, name)) for name in ("do_convert_rgb", "do_rescale"))
         scale, data_format = self.scale_while_decoding(options), options.get("input_data_format")
@@ -438,7 +441,13 @@ class RegionLearnerVideoProcessor(BaseVideoProcessor):
         if fps > metadata.fps:
             raise ValueError(f"Cannot sample {fps} frames per second from a video with {metadata.fps:g}: lower fps.")
         seconds = metadata.total_num_frames / metadata.fps if seconds is None else seconds
-        return max(1, int(seconds * fps + 1e-6))  # the video's own rate gives all frames
+        count = max(1, int(seconds * fps + 1e-6))  # the video's own rate gives all frames
+        if count > _MOST_FRAMES:  # time stamps may be wrong
+            raise ValueError(
+                f"{fps} frames per second of {seconds:g} seconds are {count} frames, more than {_MOST_FRAMES}: lower "
+                "fps, or use num_frames."
+            )
+        return count
 
     def _decode_and_sample_videos(
         self,

@@ -29,6 +29,7 @@ SMALLEST = {
     "recipe": ["--steps", "4", "--train", "16", "--test", "8", "--batch", "8", "--workers", "1", "--no-compile"],
     "search": ["--rows", "2000", "--dim", "8", "--queries", "4", "--engines", "ours", "numpy", "flat"],
     "speed": ["--size", "tiny", "--frames", "2", "--dtypes", "fp32", "--repeats", "1"],
+    "starting": ["--repeats", "1"],
     "training": ["--size", "small", "--batch", "2", "--frames", "1", "--repeats", "1", "--price", "1"],
 }
 
@@ -74,18 +75,23 @@ def run_gpu_script(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_parts_of_the_gpu_script_run_on_a_cpu(tmp_path):
-    parts = ["memory", "eager", "regions", "inference", "recipe"]
-    done = run_gpu_script(tmp_path, "tests", *parts, SIZE="tiny", DEVICE="cpu")
+    parts = ["memory", "eager", "regions", "inference", "recipe", "compiled", "compiled_peers", "frames", "videos"]
+    output, videos = tmp_path / "output", tmp_path / "videos"
+    videos.mkdir()
+    for number in range(2):
+        write_video(videos / f"{number}.mp4", count=20)
+    done = run_gpu_script(output, "tests", *parts, SIZE="tiny", DEVICE="cpu", VIDEOS=str(videos))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["part"] for line in lines] == parts
-    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", *(f"{x}.log" for x in ("tests", *parts))}
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines] == [*parts, "videos", "videos"]
+    assert {path.name for path in output.iterdir()} == {"results.jsonl", *(f"{x}.log" for x in ("tests", *parts))}
 
 
 @pytest.mark.parametrize(
     ("parts", "environment", "message"),
     [
         (["speed"], {}, "speed is not a part of this script"),
+        (["videos"], {}, "videos needs a directory: set VIDEOS=DIRECTORY"),
         (["small"], {"SIZE": "tiny", "DEVICE": "cpu"}, "SIZE=tiny has no part small: leave it out"),
         (["memory"], {"DEVICE": "cpu"}, "SIZE=base with DEVICE=cpu is not supported"),
     ],

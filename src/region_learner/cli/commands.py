@@ -13,6 +13,11 @@ class Commands(TyperGroup):
         if not args:
             print(ctx.get_help(), file=sys.stderr)
             ctx.exit(2)
+        for before, argument in zip(["", *args], args):  # such as "$MODEL" if this variable is not set
+            if argument == "" and not before.startswith("--"):
+                ctx.fail("An argument is empty: give a value.")
+            if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+                ctx.fail(f"{(argument or before).rstrip('=')} is empty: give a value, or leave the option out.")
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):

@@ -15,6 +15,7 @@ def print_json(result: Any) -> None:
 
 def print_result(result: Mapping[str, Any], as_json: bool = False) -> None:
     """Prints a result as JSON, or as a table with one value per row."""
+    from rich.markup import escape
     from rich.table import Table
 
     if as_json:
@@ -22,25 +23,36 @@ def print_result(result: Mapping[str, Any], as_json: bool = False) -> None:
         return
     table = Table("", "", show_header=False)
     for name, value in result.items():
-        table.add_row(name, _cell(value))
+        table.add_row(escape(name), _cell(value))
     print_table(table)
 
 
 def print_rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints a table with one row per result. All results have the same keys. `title` heads the column of names."""
+    from rich.markup import escape
     from rich.table import Column, Table
 
-    columns = [Column(name, justify="right", no_wrap=True) for name in next(iter(rows.values()))]
-    table = Table(Column(title, no_wrap=True), *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    columns = []
+    for name in next(iter(rows.values())):
+        values = [row[name] for row in rows.values()]
+        if any(isinstance(value, str) and " " in value for value in values):
+            columns.append(Column(escape(name), overflow="fold"))
+        else:  # numbers are never cut off
+            width = max(len(name), *(len(_cell(value)) for value in values))
+            columns.append(Column(escape(name), justify="right", no_wrap=True, min_width=width))
+    table = Table(Column(escape(title), overflow="fold"), *columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, row in rows.items():
-        table.add_row(name, *(_cell(value) for value in row.values()))
+        table.add_row(escape(name), *(_cell(value) for value in row.values()))
     print_table(table)
 
 
 def print_table(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # in a file, lines may be as long as they are
+        console.width = 10_000
+    console.print(table)
 
 
 @contextmanager
@@ -91,4 +103,6 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list):  # such as the unreadable videos, which --json lists
         return str(len(value))
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    from rich.markup import escape
+
+    return f"{value:.2f}" if isinstance(value, float) else escape(str(value))

@@ -37,6 +37,8 @@ _MovedModel = Annotated[
     str | None, typer.Option(metavar="MODEL", help="New location of the index's model, if it has moved.")
 ]
 
+_LONGEST_STEM = 180  # bytes, of the names of exported files; most file systems allow 255 for a whole name
+
 # --- index ---------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +182,8 @@ def _open_or_create(
     if not (directory / "index.sqlite").exists():
         window = WINDOW if window is None else window
         stride = window / 2 if stride is None else stride
-        return VideoIndex.create(directory, model or MODEL, window, stride, num_frames, tokens)
+        model = MODEL if model is None else model
+        return VideoIndex.create(directory, model, window, stride, num_frames, tokens)
     opened = VideoIndex.open(directory, model)
     made_with = opened.about()
     for name, value in (("window", window), ("stride", stride), ("num_frames", num_frames)):
@@ -367,7 +370,10 @@ def _export(index: "VideoIndex", results: "list[tuple[str, list[Hit]]]", directo
             path = Path(hit.path)
             times = clock(hit.start, hit.end).replace(":", ".")
             prefix = f"{number}-" if len(results) > 1 else ""
-            output = directory / f"{prefix}{rank:02}-{path.stem}-{times}{path.suffix}"
+            stem = path.stem
+            while len(os.fsencode(stem)) > _LONGEST_STEM:
+                stem = stem[:-1]
+            output = directory / f"{prefix}{rank:02}-{stem}-{times}{path.suffix}"
             try:
                 cut_span(index.source(hit.path), hit.start, hit.end, output)
                 count += 1

@@ -15,7 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..errors import install_hint
-from ..modeling_region_learner import RegionLearnerModel
+from ..modeling_region_learner import RegionLearnerModel, has_mean_pooler
 from ..processing_region_learner import RegionLearnerProcessor
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
 from .checkpoints import copy_weights, load_config, load_tokenizer, load_weights, rename_weights, start_of
@@ -237,7 +237,7 @@ def _transformers_backbone(name: str, config: PreTrainedConfig) -> _ImageTower:
     if hasattr(config, "vocab_size"):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not an image model.")
     try:
-        model, missing = load_weights(AutoModel, name, add_pooling_layer=False)
+        model, missing = load_weights(AutoModel, name, add_pooling_layer=has_mean_pooler(config))
     except TypeError:  # most classes do not have this argument
         model, missing = load_weights(AutoModel, name)
     model = getattr(model, "vision_model", model)

@@ -96,19 +96,11 @@ def read_split(
             known = videos.setdefault(row["video"], row)
             if known is not row:
                 known["captions"] += row["captions"]  # in place: a file may have millions of captions
-                _add_negatives(known, row, path)
+                if "negative_captions" in row:
+                    negatives = known.setdefault("negative_captions", [])
+                    negatives += [text for text in row["negative_captions"] if text not in negatives]
     _check_ids(videos.values(), data_dir)
     return list(videos.values())
-
-
-def _add_negatives(known: Row, row: Row, path: Path) -> None:
-    """Adds the negative captions of another row of the same file."""
-    if "negative_captions" in row:
-        try:
-            both = [read_negative_captions(one.get("negative_captions")) for one in (known, row)]
-        except UnfitValueError as problem:
-            raise CorpusError(f"{path}, {row['video']}: negative_captions {problem}") from problem
-        known["negative_captions"] = both[0] + [text for text in both[1] if text not in both[0]]
 
 
 def _find_splits(data_dir: Path) -> dict[str, Path]:
@@ -177,6 +169,9 @@ def _read_videos(path: Path, data_dir: Path, caption_column: str | None, listing
             video_id = read_id(row.get(column))
             column = caption_column
             captions = read_captions(row.get(column))
+            if "negative_captions" in row:  # always as a list, as the rows of a file are merged
+                column = "negative_captions"
+                row = row | {column: read_negative_captions(row[column])}
         except UnfitValueError as problem:
             raise CorpusError(f"{where}: {column} {problem}") from problem
         if not captions or not all(captions):

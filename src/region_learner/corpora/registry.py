@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from .synthetic import (
 )
 from .ucf101 import load_ucf101
 from .vitatecs import load_vitatecs
-from .webdataset import load_webdataset
+from .webdataset import PREPARED, load_webdataset, matching_shards
 from .webvid import load_webvid
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Corpus:
         description: one line about its format. By default the first line of the loader's docstring.
         horizontal_flip: whether captions stay true when a clip is mirrored. If not, training does not mirror clips.
         synthetic: how the corpus is made, if it is synthetic. Its options are among those of the loader.
+        replaces_split: the option that chooses the rows, whatever `split` is.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Corpus:
     description: str = ""
     horizontal_flip: bool = True
     synthetic: SyntheticCorpus | None = None
+    replaces_split: str | None = None
 
     def __post_init__(self) -> None:
         if not self.description:
@@ -83,7 +85,7 @@ class Corpus:
 _CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
     for corpus in (
-        Corpus("cc3m", load_cc3m),
+        Corpus("cc3m", load_cc3m, replaces_split="file"),
         Corpus("didemo", load_didemo),
         Corpus("drifting_letters", load_drifting_letters, horizontal_flip=False, synthetic=DRIFTING_LETTERS),
         Corpus("features", load_features),
@@ -99,8 +101,8 @@ _CORPORA: dict[str, Corpus] = {
         Corpus("msvd_qa", load_msvd_qa),
         Corpus("ucf101", load_ucf101),
         Corpus("vitatecs", load_vitatecs),
-        Corpus("webdataset", load_webdataset),
-        Corpus("webvid", load_webvid),
+        Corpus("webdataset", load_webdataset, replaces_split="shards"),
+        Corpus("webvid", load_webvid, replaces_split="file"),
     )
 }
 
@@ -169,16 +171,24 @@ def corpus_info(name: str) -> Corpus:
 _RECORDS = {"folder": ("corpus.json",), "webdataset": ("prepare.json", "*/prepare.json")}
 
 
-def allows_mirroring(name: str, data_dir: PathLike | None) -> bool:
+def allows_mirroring(name: str, data_dir: PathLike | None, shards: str | Sequence[str] | None = None) -> bool:
     """Returns whether captions stay true when a clip is mirrored.
 
     Folders and shards that were written from another corpus record this property of that corpus.
 
+    Args:
+        name: name of the corpus.
+        data_dir: its directory.
+        shards: the option `shards` of the corpus "webdataset".
+
     Raises:
-        CorpusError: the name is unknown.
+        CorpusError: the name is unknown, or there are no such shards.
     """
     directory = Path(data_dir or ".").expanduser()
     records = [path for pattern in _RECORDS.get(name, ()) for path in directory.glob(pattern)]
+    if shards is not None:
+        records += [path for path in {Path(one).parent / PREPARED for one in matching_shards(directory, shards)}
+                    if path.is_file()]  # fmt: skip
     return corpus_info(name).horizontal_flip and all(
         read_record(path).get("horizontal_flip", True) for path in records
     )

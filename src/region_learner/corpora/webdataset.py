@@ -368,7 +368,7 @@ def load_webdataset(
     if lazy is False and not streaming:
         raise CorpusError("without streaming=True, webdataset rows are always lazy: leave out lazy=False")
     directory = check_data_dir("webdataset", data_dir)
-    paths = _find_shards(directory, split) if shards is None else _matching_shards(directory, shards)
+    paths = _find_shards(directory, split) if shards is None else matching_shards(directory, shards)
     if compressed := [path for path in paths if path.endswith(_COMPRESSED)]:
         raise CorpusError(_compressed_message(compressed[0], compressed[0].rpartition(".")[2]))
     if streaming:
@@ -444,7 +444,7 @@ def _find_shards(directory: Path, split: str) -> list[str]:
     return splits[name]
 
 
-def _matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str]:
+def matching_shards(directory: Path, patterns: str | Sequence[str]) -> list[str]:
     """Finds the shards that patterns name."""
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:

@@ -237,15 +237,21 @@ def training_corpora(arguments: Mapping[str, Any]) -> set[TrainingCorpus]:
     return found
 
 
+def record_of_run(model: str) -> Path:
+    """Returns the path of the results.json of the run that has trained a model, which may be a checkpoint in it."""
+    path = Path(model).absolute() / "results.json"
+    if not path.is_file() and path.parent.name.startswith("checkpoint-"):
+        path = path.parent.parent / path.name
+    return path
+
+
 def training_history(model: str) -> TrainingHistory:
     """Returns the corpora that a model was trained on. `model` is a directory or a Hub name."""
     corpora: set[TrainingCorpus] = set()
     seen: set[Path] = set()
     name: str | None = model
     while name is not None:
-        path = Path(name).absolute() / "results.json"
-        if not path.is_file() and path.parent.name.startswith("checkpoint-"):  # a checkpoint within a run
-            path = path.parent.parent / path.name
+        path = record_of_run(name)
         try:
             arguments = json.loads(path.read_bytes())["arguments"]
             corpora |= training_corpora(arguments)

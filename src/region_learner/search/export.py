@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import nearest_or_all
-from ..files import locked
+from ..files import locked, readable
 from ..inference import progress_bar
 from .database import Record
 from .index import VideoIndex
-from .parts import PartWriter, schema_of, table_of
+from .parts import NOT_TEXT, PartWriter, is_text, schema_of, table_of
 from .windows import Windows, WindowStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 NAME = "videos"
 
@@ -44,7 +47,7 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
         name: name of the table or collection, which must not exist yet. The default is "videos".
 
     Returns:
-        The number of exported windows.
+        The number of exported windows. Videos whose names are not UTF-8 are left out, with a warning.
 
     Raises:
         ValueError: the format is not known, or `name` is given for Parquet files.
@@ -62,8 +65,9 @@ def export_index(index: VideoIndex, to: str, output: str, name: str | None = Non
     if to == "parquet" and name is not None:
         raise ValueError(f"name={name!r} (--name) is for tables and collections, not for Parquet files: leave it out.")
     with locked(index.directory):
-        FORMATS[to](index, output, name or NAME)
-        return index.database.execute("SELECT SUM(rows) FROM videos")[0][0] or 0
+        FORMATS[to](index, output, NAME if name is None else name)
+        counts = index.database.execute("SELECT path, rows FROM videos WHERE error IS NULL")
+        return sum(rows for path, rows in counts if is_text(os.fsdecode(path)))
 
 
 def _tables(index: VideoIndex) -> Iterator[pa.Table]:
@@ -82,7 +86,7 @@ def _columns(index: VideoIndex) -> list[str]:
 
 
 def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, Windows]]]:
-    """Yields readable videos with their windows, in the order of their rows."""
+    """Yields readable videos with their windows, in the order of their rows, except those that no table can store."""
     about = index.about()
     windows = WindowStore(index.database.vectors_directory(), about["dim"], about["tokens"])
     for start in progress_bar(range(0, index.database.about("rows"), _ROWS), "exporting"):
@@ -90,8 +94,16 @@ def _batches(index: VideoIndex) -> Iterator[list[tuple[Record, Windows]]]:
         if videos := [
             (record, windows.read(record.first_row, record.first_row + len(record.spans)))
             for record in sorted(records, key=lambda record: record.first_row)
+            if _is_exported(record)
         ]:
             yield videos
+
+
+def _is_exported(record: Record) -> bool:
+    if not is_text(record.video.path):
+        logger.warning("%s is left out: %s.", readable(record.video.path), NOT_TEXT)
+        return False
+    return True
 
 
 # --- Formats -------------------------------------------------------------------------------------------------
@@ -103,7 +115,7 @@ def _to_parquet(index: VideoIndex, output: str, name: str) -> None:
         raise FileExistsError(f"{directory} is not empty: choose another directory for the parts.")
     directory.mkdir(parents=True, exist_ok=True)
     with PartWriter(directory, index.about() | {"neutral": index.database.about("neutral")}, 0, 1) as writer:
-        for record in index.database.records("error IS NOT NULL"):
+        for record in filter(_is_exported, index.database.records("error IS NOT NULL")):
             writer.put(record, Windows.empty(writer.about))
         for videos in _batches(index):
             for record, windows in videos:

@@ -204,16 +204,16 @@ class VideoIndex:
                     f"{error} The index {self.directory} was made with this model: if it was moved, pass its path as "
                     "model (--model)."
                 ) from error
-            shape = self.database.about("tokens")
             found = embedder.about()
-            if shape is not None and shape[1] != embedder.model.config.token_dim:
-                raise ValueError(f"{self.database.path} is damaged (tokens): {AGAIN}")
             for what in ("weights", "preprocessing", "dim"):
                 if found[what] != self.database.about(what):
                     raise ValueError(
                         f"{self.directory} was made with {made_with}, but {name} has "
                         f"{DIFFERENT[what]}: use that model, or create another index."
                     )
+            shape = self.database.about("tokens")
+            if shape is not None and shape[1] != embedder.model.config.token_dim:
+                raise ValueError(f"{self.database.path} is damaged (tokens): {AGAIN}")
             self._embedder = embedder
         return self._embedder
 
@@ -379,9 +379,9 @@ class VideoIndex:
         lowest, least = -2 if min_score is None else min_score, min_probability or 0
         found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least][:k] for hits in all_hits]
         if regions:
-            texts = text if isinstance(text, list) else [text]
+            texts = [text] if text is None or isinstance(text, str) else list(text)
             found = [[self._with_regions(hit, words) for hit in hits] for hits, words in zip(found, texts)]
-        return found if isinstance(text, list) else found[0]
+        return found[0] if text is None or isinstance(text, str) else found
 
     def _embed(self, text: Any, image: Any, video: Any) -> list[Query]:
         if text is not None:

@@ -17,7 +17,7 @@ from ..inference import progress_bar
 from .database import FILE, Database, Record
 from .embedding import Embedded, Embedder, embed_events
 from .index import DIFFERENT, check_new, create_database, new_about
-from .parts import COMMON, PartFile, PartWriter, as_text, list_parts, open_part, read_part
+from .parts import COMMON, NOT_TEXT, PartFile, PartWriter, as_text, is_text, list_parts, open_part, read_part
 from .reading import Failed, Job, Options, read_videos
 from .sources import Video, find_videos
 from .spans import STRIDE, WINDOW, check_windows
@@ -115,10 +115,10 @@ def _embed(
     for video in videos:
         *stamp, error = stamps.get(as_text(video.path), (None, None))
         if tuple(stamp) != (video.size, video.modified, video.offset) or (error is not None and retry):
-            if as_text(video.path) == video.path:
+            if is_text(video.path):
                 jobs.append(Job(video))
             else:
-                report.unreadable[video.path] = "its name is not UTF-8, which Parquet needs: rename it"
+                report.unreadable[video.path] = NOT_TEXT
                 writer.put(Record(video, roots[video.path], error=report.unreadable[video.path]), nothing)
         elif error is not None:
             report.unreadable[video.path] = error

@@ -227,6 +227,15 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
+# The reason for leaving out a video: its path could not be read back from a table.
+NOT_TEXT = "its name is not UTF-8, which tables need: rename it"
+
+
+def is_text(path: str) -> bool:
+    """Returns whether a table can store a path."""
+    return as_text(path) == path
+
+
 def as_text(path: str) -> str:
     """Returns a path as text. Parquet cannot store file names that are not UTF-8, so their bytes become escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

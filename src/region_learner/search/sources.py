@@ -6,8 +6,10 @@ import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..corpora import CorpusError
@@ -75,26 +77,34 @@ class FoundVideos:
         roots: the argument that each path came from; see [`root_to_keep`].
         searched: the arguments. If a video came from one of them and is not found there anymore, it counts as gone.
         folders: the folders that were searched.
-        unlisted: folders and shards that could not be listed. It is not known whether their videos are gone.
-        unreadable: for each shard in a folder that could not be read to its end, the reason.
+        shards: the shards that were read to their end.
+        unlisted: folders, shards and videos that could not be listed or read. It is not known whether these videos, or
+            those in them, are gone.
+        unreadable: for each shard or video in a folder that could not be read, the reason.
     """
 
     videos: dict[str, Video] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     searched: set[str] = field(default_factory=set)
     folders: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, video: Video, root: str) -> None:
-        self.videos.setdefault(video.path, video)
+        self.videos[video.path] = video  # of two members with the same name, the last one counts, as for `tar`
         self.roots[video.path] = root_to_keep(video.path, self.roots.get(video.path, root), root)
 
     def lacks(self, path: str, root: str) -> bool:
         """Returns whether a video that was found earlier, through the argument `root`, is gone."""
-        if path in self.videos or _is_within(path, self.unlisted):
+        if path in self.videos or path in self.unlisted or _is_within(path, self.unlisted):
             return False
-        return root in self.searched or _is_within(path, self.folders)
+        if root in self.searched:
+            return True
+        # A folder does not list everything that can be indexed otherwise: links to folders, hidden files, files with
+        # other extensions, and the rows of a corpus, which name members by their position.
+        is_listed = path.lower().endswith(VIDEO_EXTENSIONS)
+        return (is_listed and _is_within(path, self.shards)) or (_is_within(path, self.folders) and _is_gone(path))
 
 
 def root_to_keep(path: str, earlier: str, root: str) -> str:
@@ -138,16 +148,9 @@ def find_videos(paths: Any, root: str = "rows of a corpus") -> FoundVideos:
         return found
     for given in [paths] if isinstance(paths, str | os.PathLike) else paths:
         path = os.path.abspath(os.path.expanduser(given))
-        is_empty = True
-        for video in _expand(path, found):
-            is_empty = False
+        for video in _expand(path, found, name=str(given)):
             found.add(video, path)
         found.searched.add(path)
-        if is_empty:
-            raise ValueError(
-                f"{given} does not contain any videos (files such as {', '.join(VIDEO_EXTENSIONS[:4])} at any depth, "
-                f"or shards, {_SHARD}): nothing was changed."
-            )
     return found
 
 
@@ -155,19 +158,48 @@ def _is_within(path: str, folders: Iterable[str]) -> bool:
     return any(path.startswith(os.path.join(folder, "")) for folder in folders)
 
 
-def _expand(path: str, found: FoundVideos, is_listed: bool = False) -> Iterator[Video]:
-    """Yields the videos of one argument, or of one line of a list."""
+def _is_gone(path: str) -> bool:
+    """Returns whether there is neither a file at `path` nor, for a member, its shard."""
+    for place in (path, *map(str, Path(path).parents)):
+        try:
+            return stat.S_ISDIR(os.stat(place).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # not known
+            return False
+    return True
+
+
+def _expand(path: str, found: FoundVideos, name: str, in_list: str | None = None) -> Iterator[Video]:
+    """
+    Yields the videos of one argument, or of one line of the list `in_list`.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: it does not contain any videos. `name` is its name in the message.
+    """
+    videos: Iterable[Video]
     if os.path.isdir(path):
         found.folders.append(path)
-        yield from _in_folder(path, found)
+        videos = _in_folder(path, found)
     elif not os.path.exists(path):
         raise FileNotFoundError(f"There is no file or folder {path}{near_file(path)}")
     elif path.endswith(_SHARD):
-        yield from _in_shard(path)
-    elif path.endswith(_LIST) and not is_listed:
-        yield from _in_list(path, found)
+        videos = _in_shard(path, found)
+    elif path.endswith(_LIST) and in_list is None:
+        videos = _in_list(path, found)
     else:
-        yield _video_file(path)
+        videos = [_video_file(path)]
+    is_empty = True
+    for video in videos:
+        is_empty = False
+        yield video
+    if is_empty:
+        listed = "" if in_list is None else f", which {in_list} lists,"
+        raise ValueError(
+            f"{name}{listed} does not contain any videos (files such as {', '.join(VIDEO_EXTENSIONS[:4])} at any "
+            f"depth, or shards, {_SHARD}): nothing was changed."
+        )
 
 
 def _video_file(path: str) -> Video:
@@ -184,21 +216,24 @@ def _in_folder(folder: str, found: FoundVideos) -> Iterator[Video]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = os.path.join(directory, name)
-            if name.startswith(".") or not os.path.isfile(path):  # such as a dangling link
+            is_video = name.lower().endswith(VIDEO_EXTENSIONS)
+            if name.startswith(".") or not (is_video or name.endswith(_SHARD)):
                 continue
             try:
-                if name.lower().endswith(VIDEO_EXTENSIONS):
+                if not stat.S_ISREG(os.stat(path).st_mode):
+                    continue
+                if is_video:
                     yield _video_file(path)
-                elif name.endswith(_SHARD):
-                    yield from _in_shard(path)
-            except FileNotFoundError:  # deleted in the meantime
+                else:
+                    yield from _in_shard(path, found)
+            except (FileNotFoundError, NotADirectoryError):  # a dangling link, or deleted in the meantime
                 continue
             except (OSError, CorpusError) as error:  # the videos before the damage are indexed
                 found.unlisted.append(path)
                 found.unreadable[path] = " ".join(str(error).split())
 
 
-def _in_shard(shard: str) -> Iterator[Video]:
+def _in_shard(shard: str, found: FoundVideos) -> Iterator[Video]:
     modified = os.stat(shard).st_mtime_ns
     with open(shard, "rb", buffering=0) as file:
         for member in walk_members(file, shard):
@@ -206,6 +241,7 @@ def _in_shard(shard: str) -> Iterator[Video]:
             if member.name.lower().endswith(VIDEO_EXTENSIONS) and not is_hidden:
                 path = os.path.normpath(os.path.join(shard, member.name))
                 yield Video(path, member.size, modified, member.offset, shard)
+    found.shards.append(shard)
 
 
 def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
@@ -215,7 +251,7 @@ def _in_list(path: str, found: FoundVideos) -> Iterator[Video]:
         if "://" in line:
             raise ValueError(f"{path} lists {line}, but only files can be indexed: download it first.")
         video = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(line)))
-        yield from _expand(video, found, is_listed=True)
+        yield from _expand(video, found, name=line, in_list=path)
 
 
 def _video_of_row(video: Any) -> Video:

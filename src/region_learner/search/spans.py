@@ -80,7 +80,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
     Time is cut at the borders of all windows, and the score of each piece is the mean score of the windows that cover
     it. A span is a run of pieces around a peak whose scores reach at least `_LEVEL` of the way from the median to the
     peak. The first span contains the best window. Each further span contains the best window outside of the earlier
-    spans, if its score reaches at least half of that way.
+    spans, if its score reaches at least half of that way. Spans do not overlap.
 
     Args:
         scores: scores of the windows, (W,).
@@ -102,7 +102,7 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
     pieces = np.where(counts > 0, changes.cumsum()[:-1] / np.maximum(counts, 1), -np.inf)
 
     found: list[tuple[float, float, int]] = []
-    free = np.ones(len(scores), bool)
+    free, taken = np.ones(len(scores), bool), np.zeros(len(pieces), bool)
     highest, middle = float(scores.max()), float(np.median(scores))
     while free.any():
         best = int(np.where(free, scores, -np.inf).argmax())
@@ -112,10 +112,11 @@ def find_spans(scores: np.ndarray, spans: np.ndarray) -> list[tuple[float, float
         peak = int(first[best] + pieces[inside].argmax())
         level = middle + _LEVEL * (pieces[peak] - middle)
         start = end = peak
-        while start > 0 and pieces[start - 1] >= level:
+        while start > 0 and pieces[start - 1] >= level and not taken[start - 1]:
             start -= 1
-        while end < len(pieces) - 1 and pieces[end + 1] >= level:
+        while end < len(pieces) - 1 and pieces[end + 1] >= level and not taken[end + 1]:
             end += 1
+        taken[start : end + 1] = True
         found.append((float(borders[start]), float(borders[end + 1]), best))
         overlaps = (spans[:, 0] < borders[end + 1]) & (spans[:, 1] > borders[start])
         free &= ~overlaps

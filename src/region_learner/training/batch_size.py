@@ -3,13 +3,16 @@
 import copy
 import logging
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import find_executable_batch_size
 
+from .checkpoints import checkpoints_in
 from .data import CorpusPart
 from .training_arguments import RegionLearnerTrainingArguments
 
@@ -104,11 +107,16 @@ class InitialState:
 def train_with_largest_batch(trainer: Any, train: Callable[..., T], size: int, *args, **kwargs) -> T:
     """
     Calls `train(size, *args, **kwargs)`, a training loop of `trainer`, with smaller and smaller batches until they fit
-    in memory. Each attempt starts with the same weights, optimizer state and random numbers.
+    in memory. Each attempt starts with the same weights, optimizer state and random numbers, and without the
+    checkpoints of the attempts before.
     """
     start = InitialState(trainer.model, trainer.optimizer)
+    output_dir = Path(str(trainer.args.output_dir))
+    earlier = set(checkpoints_in(output_dir))
 
     def attempt(size: int) -> T:
+        for checkpoint in set(checkpoints_in(output_dir)) - earlier:  # of a larger batch that did not fit
+            shutil.rmtree(checkpoint)
         trainer.use_batch_size(size)
         trainer.optimizer = start.restore(trainer.model, trainer.optimizer)
         return train(size, *args, **kwargs)

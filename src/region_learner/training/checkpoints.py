@@ -339,7 +339,11 @@ def optimization(model: torch.nn.Module, args: RegionLearnerTrainingArguments) -
         "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names} | {"optim": str(OptimizerNames(args.optim).value)}
-    return settings | {"trainable parameters": sum(one.numel() for one in model.parameters() if one.requires_grad)}
+    trainable = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+    return settings | {
+        "trainable parameters": sum(trainable.values()),
+        "their names (a digest)": hashlib.sha256(json.dumps(sorted(trainable)).encode()).hexdigest()[:8],
+    }
 
 
 def write_settings(

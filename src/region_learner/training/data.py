@@ -240,8 +240,11 @@ class TrainingStream(IterableDataset):
         # The loader takes one batch from each of its processes in turn, beginning with the first one. Therefore, only
         # whole rounds are skipped here, and `StreamLoader` skips the rest.
         skip = self.skip // workers * workers
-        for step in itertools.count(worker, workers):
-            number = _part_of_step(self.parts, self.mix, self.seed, step)
+        for turn, step in enumerate(itertools.count(worker, workers)):
+            # With "alternate", each loader process alternates by its own turns. By steps, two processes would each
+            # read one of two corpora only, although each has shards of both.
+            position = worker + turn if self.mix == "alternate" else step
+            number = _part_of_step(self.parts, self.mix, self.seed, position)
             rows = list(itertools.islice(streams[number], self.parts[number].batch_size))
             if step >= skip:
                 yield rows

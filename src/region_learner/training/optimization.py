@@ -106,7 +106,7 @@ def parameter_groups(
     to the parameters named in `decayed`, except for positions, class tokens and scales.
     """
     depths = {} if args.layer_decay is None else _depths(model)
-    names = {_plain(name) for name, _ in model.named_parameters()}
+    names = {_plain(name).replace(".original_module.", ".") for name, _ in model.named_parameters()}
     has_backbone = any(name.startswith("video_model.backbone.") for name in names)
     rates = {"video_model": args.video_learning_rate, "text_model": args.text_learning_rate}
     with_decay = {name for name in decayed if not _NO_DECAY.search(name)}

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from .batch_size import check_batch_size
 from .checkpoints import checkpoints_in, last_complete
 from .model import build_model, check_model_arguments, with_head
 from .parsing import Arguments
-from .task_data import RunData, default_flip_probability, is_trained_on, load_data
+from .task_data import RunData, check_splits, default_flip_probability, is_trained_on, load_data
 from .trainer import RegionLearnerTrainer
 from .training_arguments import RegionLearnerTrainingArguments, check_evaluation, set_best_model_metric
 
@@ -55,7 +56,7 @@ def train(
     set_seed(training_arguments.seed)
     _tell_if_trained_on(data_arguments)
     data = load_data(data_arguments, training_arguments)
-    data.check(model_arguments.task, training_arguments.max_steps)
+    data.check(model_arguments.task, training_arguments)
     model, processor = _build(model_arguments, data_arguments, data)
     trainer = _make_trainer(model, processor, model_arguments.task, data, training_arguments, callbacks)
     metrics = trainer.train(resume_from_checkpoint=parsed_resume(training_arguments)).metrics
@@ -123,7 +124,12 @@ def complete_arguments(
 ) -> None:
     """Sets defaults that depend on other arguments: when to evaluate, and which metric selects the checkpoint."""
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
-        training_arguments.eval_strategy = IntervalStrategy.EPOCH
+        streamed = data_arguments.streaming or any(entry.get("streaming") for entry in data_arguments.corpora or [])
+        if streamed:  # a stream has no epochs
+            training_arguments.eval_strategy = IntervalStrategy.STEPS
+            training_arguments.eval_steps = training_arguments.save_steps
+        else:
+            training_arguments.eval_strategy = IntervalStrategy.EPOCH
     set_best_model_metric(training_arguments, model_arguments.task)
 
 
@@ -145,6 +151,7 @@ def check_arguments(
         OSError: `model` is not a checkpoint.
     """
     check_model_arguments(model_arguments, from_earlier_stage)
+    check_splits(data_arguments)
     check_evaluation(training_arguments, model_arguments.task, data_arguments.eval_split is not None)
     if model_arguments.task in UNLABELED_TASKS:
         for entry in data_arguments.corpora or [{}]:
@@ -197,7 +204,11 @@ def _check_output_dir(arguments: RegionLearnerTrainingArguments) -> None:
 def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearnerTrainingArguments) -> dict[str, Any]:
     """Returns the arguments for `results.json`: those of the model, of the data, and of training."""
     how = {name: value for name, value in training.to_dict().items() if name in PUBLISHED_ARGUMENTS}
-    return {name: value for name, value in (vars(model) | vars(data) | how).items() if value is not None}
+    recorded = {name: value for name, value in (vars(model) | vars(data) | how).items() if value is not None}
+    for name in ("model", "video_tower", "text_tower"):
+        if name in recorded and os.path.isdir(recorded[name]):  # later, its name could be read as one on the Hub
+            recorded[name] = os.path.abspath(recorded[name])
+    return recorded
 
 
 # Steps of a run

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy, SaveStrategy, rotate_checkpoints
 from transformers.utils import PushInProgress
 from transformers.utils import logging as transformers_logging
@@ -22,6 +22,25 @@ from .pushing import HubPushes, remove_snapshots
 from .training_arguments import RegionLearnerTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+class _SaveAfterEvaluation(TrainerCallback):
+    """
+    Postpones the checkpoint of an epoch's last step until the epoch is evaluated. A run that is resumed from it begins
+    with the next epoch, so this evaluation would be left out.
+    """
+
+    def __init__(self):
+        self.postponed = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends_epoch = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        if control.should_save and ends_epoch and args.eval_strategy == "epoch":
+            control.should_save, self.postponed = False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.postponed:
+            control.should_save, self.postponed = True, False
 
 
 class SafeTrainer(Trainer):
@@ -40,7 +59,7 @@ class SafeTrainer(Trainer):
         self.finite_steps = SkipNonFiniteSteps(self)  # type: ignore[arg-type]
         self._is_saving_checkpoint = False
         self._pushes: HubPushes | None = None
-        super().__init__(*args, callbacks=[self.finite_steps, *(callbacks or [])], **kwargs)
+        super().__init__(*args, callbacks=[self.finite_steps, _SaveAfterEvaluation(), *(callbacks or [])], **kwargs)
 
     def write_to_checkpoint(self, folder: Path) -> None:
         """Writes additional files into a checkpoint, in every process. Subclasses override this."""

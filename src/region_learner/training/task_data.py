@@ -1,13 +1,14 @@
 """Loads the corpora of a run, and what a task needs from their rows: columns, labels, and texts for a tokenizer."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..corpora import CorpusError, answer_vocabulary, corpus_options, load_corpus
-from ..corpora.registry import allows_mirroring
+from ..corpora.registry import allows_mirroring, corpus_info
 from ..corpora.rows import check_dataset, read_negative_captions
 from ..evaluation.provenance import training_corpora
 from ..labels import UNKNOWN_LABEL
@@ -43,16 +44,23 @@ class RunData:
     eval_dataset: Any = None
     test_dataset: Any = None
 
-    def check(self, task: str, max_steps: int) -> None:
+    def check(self, task: str, arguments: RegionLearnerTrainingArguments) -> None:
         """
-        Checks that the data fit the task.
+        Checks that the data fit the task, and the arguments fit the data.
 
         Raises:
-            ValueError: a corpus is a stream, but `max_steps` is not set.
+            ValueError: a corpus is a stream, but `max_steps` is not set, or something is done once per epoch.
             CorpusError: a column is missing.
         """
-        if any(part.streamed for part in self.parts) and max_steps <= 0:
-            raise ValueError("A stream has no end: set the number of training steps with --max-steps.")
+        if any(part.streamed for part in self.parts):
+            if arguments.max_steps <= 0:
+                raise ValueError("A stream has no end: set the number of training steps with --max-steps.")
+            for what in ("save", "eval", "logging"):
+                if getattr(arguments, f"{what}_strategy") == "epoch":
+                    raise ValueError(
+                        f"--{what}-strategy epoch would mean once, after the last step, because a stream has no "
+                        f"epochs: set --{what}-strategy steps and --{what}-steps N."
+                    )
         for split, dataset in (("eval_split", self.eval_dataset), ("test_split", self.test_dataset)):
             columns = getattr(dataset, "column_names", None)
             needed = _EVALUATION_COLUMNS[task]
@@ -63,6 +71,9 @@ class RunData:
                 )
         for part in self.parts:
             check_dataset(part.dataset, needed_columns(task, training=True), "the training data", first_rows=0)
+        if task == "classification" and len(self.parts) == 1:
+            label = (getattr(self.parts[0].dataset, "features", None) or {}).get("label")
+            self.eval_dataset = _with_classes(self.eval_dataset, getattr(label, "names", None))
 
     def texts(self, task: str) -> Iterator[str]:
         """Yields the texts that a tokenizer is trained on."""
@@ -113,6 +124,21 @@ class RunData:
         return None
 
 
+def _with_classes(dataset: Any, names: list[str] | None) -> Any:
+    """
+    Returns rows whose labels are indices of `names`.
+
+    Raises:
+        CorpusError: the rows have other classes.
+    """
+    own = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", names)
+    if own == names or names is None:
+        return dataset
+    if unknown := [name for name in own if name not in names]:
+        raise CorpusError(f"eval_split has classes that the training data does not have, such as {unknown[0]!r}")
+    return dataset.align_labels_with_mapping({name: number for number, name in enumerate(names)}, "label")
+
+
 class AnswerLabel:
     """Returns the index of a row's answer in the vocabulary of a model, or -1 if it is not in the vocabulary."""
 
@@ -152,8 +178,7 @@ def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments
         raise ValueError(f"--max-missing does not apply to the corpus {sorted(names)[0]!r}: leave it out.")
     for number, entry in enumerate(arguments.corpora or [{}]):
         name, data_dir, split = _source(arguments, entry)
-        options = dict(arguments.corpus_options or {}) if "corpus" not in entry else {}
-        options |= entry.get("options", {})
+        options = _options(arguments, entry)
         streaming = entry.get("streaming", arguments.streaming)
         if streaming and "lazy" in corpus_options(name):
             options.setdefault("lazy", True)
@@ -180,10 +205,38 @@ def load_data(arguments: DataArguments, training: RegionLearnerTrainingArguments
     return RunData(parts, split_of_corpus(arguments.eval_split), split_of_corpus(arguments.test_split))
 
 
+def check_splits(arguments: DataArguments) -> None:
+    """
+    Checks that the rows to train on and to evaluate on are chosen separately.
+
+    Raises:
+        ValueError: an option of the corpus chooses the rows whatever the split is.
+    """
+    option = corpus_info(arguments.corpus).replaces_split
+    if option is None or option not in (arguments.corpus_options or {}):
+        return
+    trains = any("corpus" not in entry for entry in arguments.corpora or [{}])
+    splits = {"--eval-split": arguments.eval_split, "--test-split": arguments.test_split}
+    used = [f"{name} {split}" for name, split in splits.items() if split is not None]
+    if len(used) + trains > 1:
+        entry = {"corpus": arguments.corpus, "data_dir": arguments.data_dir, "options": {option: "..."}}
+        raise ValueError(
+            f"--corpus-options {option} chooses rows of the corpus {arguments.corpus!r} whatever the split is, so "
+            f"{' and '.join(used)} would be the same rows{' as those to train on' if trains else ''}: choose the rows "
+            f"to train on with --corpora '{json.dumps([entry])}', or set {used[-1].split()[0]} none."
+        )
+
+
 def _source(arguments: DataArguments, entry: dict[str, Any]) -> tuple[str, str | None, str]:
     """Returns the corpus, directory and split of an entry of `corpora`."""
     data_dir = entry.get("data_dir", arguments.data_dir if "corpus" not in entry else None)
     return entry.get("corpus", arguments.corpus), data_dir, entry.get("split", arguments.train_split)
+
+
+def _options(arguments: DataArguments, entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of an entry of `corpora`."""
+    general = {} if "corpus" in entry else arguments.corpus_options or {}
+    return {**general, **entry.get("options", {})}
 
 
 def _load(arguments, training, name: str, data_dir, split: str, suffix: str, options: dict, streaming: bool = False):
@@ -211,5 +264,9 @@ def is_trained_on(arguments: DataArguments, split: str | None) -> bool:
 
 def default_flip_probability(arguments: DataArguments) -> float:
     """Returns 0.5, or 0 if the captions of one of the corpora mention left and right."""
-    sources = [_source(arguments, entry) for entry in arguments.corpora or [{}]]
-    return 0.5 if all(allows_mirroring(name, data_dir) for name, data_dir, _ in sources) else 0.0
+    mirrors = []
+    for entry in arguments.corpora or [{}]:
+        name, data_dir, _ = _source(arguments, entry)
+        shards = _options(arguments, entry).get("shards") if name == "webdataset" else None
+        mirrors.append(allows_mirroring(name, data_dir, shards))
+    return 0.5 if all(mirrors) else 0.0

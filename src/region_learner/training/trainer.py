@@ -169,14 +169,16 @@ class RegionLearnerTrainer(SafeTrainer):
         does not need to prepare them.
         """
         self._watch = LoaderWatch(self.args.dataloader_num_workers)
+        if self._batches_to_skip:  # each process replays what the stream has yielded, which may take long
+            self._watch.unlimited = self.args.dataloader_num_workers
         return make_train_dataloader(
             self.parts, self.args, self.data_collator, self._watch.options, skip=self._batches_to_skip
         )
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
         """Measures the time spent waiting for data, and stops waiting for loader processes that hang."""
-        with self._watch.waiting(), self.progress.waiting():
-            return super().get_batch_samples(epoch_iterator, *args, **kwargs)
+        with self.progress.waiting():
+            return super().get_batch_samples(self._watch.batches(epoch_iterator), *args, **kwargs)
 
     def _get_dataloader(self, dataset, *args, **kwargs) -> DataLoader:
         """
@@ -361,11 +363,18 @@ class RegionLearnerTrainer(SafeTrainer):
             self.use_batch_size(state["train_batch_size"])
         self.unreadable.load(checkpoint, self.args.process_index)
         checkpoints.check_optimization(checkpoint, self.optimization)
+        first = checkpoints.first_data_step(checkpoint)
         if self.args.ignore_data_skip:
-            self._first_data_step = state["global_step"]
+            at_epoch = not self.streamed and first == 0 and float(state["epoch"]).is_integer()
+            self._first_data_step = 0 if at_epoch else state["global_step"]
         else:
             checkpoints.check_data_order(checkpoint, checkpoints.data_order(self.parts, self.args))
-            self._first_data_step = checkpoints.first_data_step(checkpoint)
+            if first and not self.streamed:  # the Trainer derives the place from the number of steps
+                raise ValueError(
+                    f"{checkpoint} belongs to a run whose data were restarted within an epoch, after step {first}, so "
+                    "its place in the data is not known: add --ignore-data-skip true again."
+                )
+            self._first_data_step = first
             if self.streamed:
                 steps = state["global_step"] - self._first_data_step
                 self._batches_to_skip = steps * self.args.gradient_accumulation_steps
