@@ -82,6 +82,6 @@ def run_fresh(
 
 
 def run_script(command: list[str], env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
-    """Replaces `subprocess.run` where the package runs one of its scripts with `python -I`."""
-    assert command[:2] == [sys.executable, "-I"]
+    """Replaces `subprocess.run` where the package runs one of its scripts with `python -P`."""
+    assert command[:2] == [sys.executable, "-P"]
     return run_fresh(Path(command[2]).read_text(encoding="utf-8"), *command[3:], environment=env)
