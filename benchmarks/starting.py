@@ -4,9 +4,9 @@ and `region-learner --help`, each in new processes.
 
     python benchmarks/starting.py [--repeats 9] [--json FILE]
 
-Commands take turns. "seconds" is the median time of a process, less that of a process that does nothing. "own" is the
-part of it that the package's own modules take, without the libraries that they import (from `python -X importtime`):
-the median, and the largest time of a repetition.
+Commands take turns. "seconds" is how much longer a process takes than one that does nothing (the median). "own" is the
+time of the package's own modules, without the libraries that they import (from `python -X importtime`): the median,
+and the largest time of a repetition.
 """
 
 import argparse
