@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset, Video
+from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from transformers.video_utils import VideoMetadata
 
 from region_learner import RegionLearnerTrainer, RegionLearnerTrainingArguments, load_corpus
@@ -15,7 +16,7 @@ from region_learner.corpora import CorpusError
 from region_learner.corpora.rows import check_dataset
 from region_learner.video_decoding_region_learner import VideoDecodeError, read_clip
 
-from .conftest import tiny_model
+from .conftest import ROOT, tiny_model
 from .test_pipelines import TEXTS, clip_files, tiny_processor, write_clip  # noqa: F401
 
 
@@ -174,3 +175,29 @@ def test_columns_of_other_names(columns, renamed, kind, clip_files):  # noqa: F8
         dataset = dataset.map(lambda row: {"video_id": row["video"]})
     if "words" not in columns:
         check_dataset(dataset, ("captions",), "the training data")
+
+
+def test_webm_in_a_video_folder(tmp_path, monkeypatch):
+    """As docs/libraries.md says: `datasets` itself leaves such files out."""
+    for name in ("a/1.mkv", "b/2.mp4"):
+        (tmp_path / "my_videos" / name).parent.mkdir(parents=True)
+        write_clip(tmp_path / "my_videos" / name, 100)
+    (tmp_path / "my_videos" / "a" / "1.mkv").rename(tmp_path / "my_videos" / "a" / "1.webm")  # of the same family
+    monkeypatch.setattr(VideoFolder, "EXTENSIONS", list(VideoFolder.EXTENSIONS))
+    page = (ROOT / "docs" / "libraries.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "VideoFolder" in block]
+    monkeypatch.chdir(tmp_path)
+
+    def load(code, cache):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / cache)
+        names: dict = {}
+        exec(code, names)
+        return names["rows"].cast_column("video", Video(decode=False))
+
+    plain = load(code.replace("VideoFolder.EXTENSIONS.append", "str"), "plain")
+    assert [Path(row["path"]).name for row in plain["video"]] == ["2.mp4"]
+    rows = load(code, "added")
+    assert [Path(row["path"]).name for row in rows["video"]] == ["1.webm", "2.mp4"]
+    assert [rows.features["label"].int2str(label) for label in rows["label"]] == ["a", "b"]
+    clips = tiny_processor().video_processor([row["path"] for row in rows["video"]], return_tensors="pt")
+    assert clips["pixel_values_videos"].shape[0] == 2
