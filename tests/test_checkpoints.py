@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -15,12 +16,18 @@ from region_learner import RegionLearnerProcessor, RegionLearnerVideoProcessor
 from region_learner.cli import main
 from region_learner.files import write_json
 from region_learner.loading import load_checkpoint
-from region_learner.training import ModelArguments, build_model
+from region_learner.training import (
+    CorpusPart,
+    ModelArguments,
+    RegionLearnerTrainer,
+    RegionLearnerTrainingArguments,
+    build_model,
+)
 from region_learner.training.checkpoints import COMPLETE, incompleteness, last_complete
 from region_learner.training.tokenizer import train_tokenizer
 
 from .conftest import tiny_model
-from .toy_run import KeepState, run
+from .toy_run import DEFAULTS, Collator, KeepState, Processor, run
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 LFS_POINTER = (
@@ -327,3 +334,36 @@ def test_without_a_connection_to_the_hub(monkeypatch):
     monkeypatch.setattr("region_learner.conversion.dual_encoders.is_dual_encoder", offline)
     with pytest.raises(OSError, match="`hf download me/mine --local-dir DIR` elsewhere, and give DIR as"):
         load_checkpoint("me/mine", None)
+
+
+def test_the_checkpoint_at_the_end_of_an_epoch_is_saved_after_its_evaluation(tmp_path):
+    """A run that is resumed from this checkpoint continues with the next epoch, and does not evaluate this one."""
+    events = []
+
+    class Recorded(RegionLearnerTrainer):
+        def evaluate(self, *args, **kwargs):
+            events.append(f"evaluate {self.state.global_step}")
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+            return {"eval_t2v_MeanR": 1.0}
+
+        def _save_checkpoint(self, *args, **kwargs):
+            events.append(f"save {self.state.global_step}")
+            super()._save_checkpoint(*args, **kwargs)
+
+    def train(strategy, max_steps):
+        events.clear()
+        rows = Dataset.from_dict({"video_id": [str(i) for i in range(24)]})  # an epoch has 6 steps
+        options = {"save_strategy": "steps", "save_steps": 3, "max_steps": max_steps, "eval_strategy": strategy}
+        Recorded(
+            model=tiny_model(),
+            args=RegionLearnerTrainingArguments(str(tmp_path), eval_steps=6, **DEFAULTS | options),
+            processing_class=Processor(),
+            train_dataset=[CorpusPart(rows, 4, num_frames=2)],
+            eval_dataset=rows,
+            data_collator=Collator(),
+        ).train()
+        return events
+
+    assert train("epoch", 12) == ["save 3", "evaluate 6", "save 6", "save 9", "evaluate 12", "save 12"]
+    assert train("epoch", 9) == ["save 3", "evaluate 6", "save 6", "evaluate 9", "save 9"]
+    assert train("steps", 9) == ["save 3", "evaluate 6", "save 6", "save 9"]

@@ -182,6 +182,19 @@ def test_synthetic_corpora_are_not_flipped_under_another_name(tmp_path):
         assert default_flip_probability(DataArguments(corpus=corpus, data_dir=str(tmp_path / folder))) == probability
 
 
+def test_shards_at_any_depth_say_whether_clips_may_be_mirrored(tmp_path):
+    for name, flips in (("letters", False), ("birds", True)):
+        directory = tmp_path / name / "train"
+        directory.mkdir(parents=True)
+        (directory / "0.tar").touch()
+        (directory / "prepare.json").write_text(json.dumps({"horizontal_flip": flips}))
+    for shards, expected in (("letters/train/*.tar", 0.0), (["birds/train/0.tar"], 0.5), ("*/train/*.tar", 0.0)):
+        options = {"corpus": "webdataset", "data_dir": str(tmp_path), "corpus_options": {"shards": shards}}
+        assert default_flip_probability(DataArguments(**options)) == expected
+        entry = {"corpus": "webdataset", "data_dir": str(tmp_path), "options": {"shards": shards}}
+        assert default_flip_probability(DataArguments(corpora=[entry])) == expected
+
+
 @pytest.mark.parametrize(("horizontal_flip", "probability"), [(True, 0.5), (False, 0.0)])
 def test_training_mirrors_clips_only_where_captions_stay_true(horizontal_flip, probability, tmp_path):
     def load_shapes(data_dir, split, *, max_missing=0):
