@@ -366,4 +366,4 @@ def test_the_checkpoint_at_the_end_of_an_epoch_is_saved_after_its_evaluation(tmp
 
     assert train("epoch", 12) == ["save 3", "evaluate 6", "save 6", "save 9", "evaluate 12", "save 12"]
     assert train("epoch", 9) == ["save 3", "evaluate 6", "save 6", "evaluate 9", "save 9"]
-    assert train("steps", 9) == ["save 3", "evaluate 6", "save 6", "save 9"]
+    assert train("steps", 9) == ["save 3", "evaluate 6", "save 6", "evaluate 9", "save 9"]
