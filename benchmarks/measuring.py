@@ -56,8 +56,8 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def added_memory(run: Callable[[], Any], device: Any) -> int:
-    """Returns the bytes that `run()` needs at its peak, in addition to what is in use (on a CPU: Linux only)."""
+def added_memory(run: Callable[[], Any], device: Any) -> int | None:
+    """Returns the bytes that `run()` needs at its peak, in addition to what is in use; None if that is not known."""
     import torch
 
     if device.type == "cuda":
@@ -67,6 +67,8 @@ def added_memory(run: Callable[[], Any], device: Any) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    if device.type != "cpu" or platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return None
     ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed, which `run` would use again
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _peak_of_process()

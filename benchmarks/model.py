@@ -281,7 +281,7 @@ def measure_times(part: Part, repetitions: int) -> list[dict]:
     return rows
 
 
-def memory_of_quantizer(implementation: str, clips: int, options: argparse.Namespace) -> int:
+def memory_of_quantizer(implementation: str, clips: int, options: argparse.Namespace) -> int | None:
     """Returns the peak memory in bytes that one training step of the quantizer adds to its input, with gradients."""
     quantizer = build_region_modules(options)[implementation].quantizer.train()
     inputs = features(options, clips).flatten(0, 3).requires_grad_()

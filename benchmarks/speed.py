@@ -378,7 +378,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
     runners = [Runner(name, options, train, dtype, frames, batch) for name in options.models]
     peak = peak_flops(dtype, options.device)
     flops = {runner.name.partition("+")[0]: 0 for runner in runners}
-    memory: dict[str, float] = {}
+    memory: dict[str, float | None] = {}
     products: dict[str, Products] = {}
     for runner in runners:
         base = runner.name.partition("+")[0]
@@ -387,7 +387,8 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
             products[runner.name] = Products(runner)
         for _ in range(3):  # the first calls compile, allocate, and initialize the codes
             runner()
-        memory[runner.name] = added_memory(runner, options.device) / 2**30
+        added = added_memory(runner, options.device)
+        memory[runner.name] = None if added is None else round(added / 2**30, 2)
     times: dict[str, list[float]] = {runner.name: [] for runner in runners}
     shares: dict[str, list[float]] = {name: [] for name in products}
     for repeat in range(options.repeats):
@@ -415,7 +416,7 @@ def measure(options: argparse.Namespace, train: bool, dtype: str, frames: int, b
                 "us/patch": round(1e6 * median / tokens, 2),
                 "of peak": f"{100 * flops[base] / median / peak:.0f} %" if flops[base] else None,
                 "products": f"{100 * statistics.median(shares[base]):.0f} %" if runner.name in products else None,
-                "GiB": round(memory[runner.name], 2),
+                "GiB": memory[runner.name],
             }
         )
     return rows

@@ -869,6 +869,26 @@ def test_webvid_real_file(annotations, tmp_path):
     assert list(stream) == dataset.to_list()
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_webvid_with_an_open_quote_in_a_column_that_is_not_read(tmp_path, closed):
+    """The rows after it would be lost."""
+    write_csv(tmp_path / "results_2M_val.csv", [webvid_row(str(n), "a") for n in range(10)])
+    lines = (tmp_path / "results_2M_val.csv").read_text().splitlines()
+    lines[3] = lines[3].removesuffix("u") + '"u'
+    lines[7] = lines[7].removesuffix("u") + 'u"' if closed else lines[7]
+    (tmp_path / "results_2M_val.csv").write_text("\n".join(lines) + "\n")
+    touch(tmp_path / "videos", [f"000001_000050/{n}.mp4" for n in range(10)])
+    with pytest.raises(CorpusError, match=r"results_2M_val\.csv, line 4: a quote is opened here and"):
+        load_corpus("webvid", tmp_path, "val")
+
+
+def test_webvid_with_lines_in_a_column_that_is_not_read(tmp_path):
+    rows = [webvid_row(str(n), "a") | {"contentUrl": "two\nlines"} for n in range(3)]
+    write_csv(tmp_path / "results_2M_val.csv", rows)
+    touch(tmp_path / "videos", [f"000001_000050/{n}.mp4" for n in range(3)])
+    assert len(load_corpus("webvid", tmp_path, "val")) == 3
+
+
 @pytest.mark.parametrize("name", ["results_2M_val.csv", "results_10M_val.csv", "metadata/webvid_val.csv", "val.csv"])
 @pytest.mark.parametrize(
     "layout",
@@ -977,6 +997,24 @@ def test_cc3m_lists(tmp_path, caplog, name_of, header):
     with pytest.raises(CorpusError, match=r"1 of 4 video files .*max_missing=1"):
         load_corpus("cc3m", tmp_path)
     assert load_corpus("cc3m", tmp_path, max_missing=1).num_rows == 3
+
+
+def test_cc3m_images_named_by_rows_whose_hashes_are_rows_too(tmp_path, monkeypatch):
+    """In a list of millions, thousands of hashes are numbers of other rows."""
+    real = zlib.crc32
+    monkeypatch.setattr(
+        "region_learner.corpora.cc3m.zlib.crc32", lambda url: 2 if url == URLS[0].encode() else real(url)
+    )
+    write(tmp_path / "list.tsv", "".join(f"{text}\t{url}\n" for text, url in zip(TEXTS, URLS)))
+    touch(tmp_path / "training", [f"{n}.jpg" for n in range(4)])
+    dataset = load_corpus("cc3m", tmp_path, file="list.tsv")
+    assert dataset["video"][:] == [str(tmp_path / "training" / f"{n}.jpg") for n in range(4)]
+
+
+def test_cc3m_in_tar_files(tmp_path):
+    touch(tmp_path / "train", ["00000.tar", "00000.parquet"])
+    with pytest.raises(CorpusError, match=r"00000\.tar holds the images: use the corpus 'webdataset'"):
+        load_corpus("cc3m", tmp_path)
 
 
 def test_cc3m_splits_have_their_own_directories(tmp_path):

@@ -635,10 +635,10 @@ def test_what_is_given_is_not_replaced_by_a_field_of_the_backbone():
 
 
 @pytest.mark.parametrize("field", ["num_hidden_layers", "num_attention_heads", "patch_size"])
-def test_fields_that_a_backbone_of_timm_ignores(field):
+def test_fields_that_a_backbone_ignores(field):
     backbone = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224"}
     options = {"backbone_config": backbone, "hidden_size": 192}
-    with pytest.raises(ValueError, match=f"{field}=6 has no effect with a backbone of timm"):
+    with pytest.raises(ValueError, match=f"{field}=6 has no effect with this backbone, whose configuration"):
         RegionLearnerVideoConfig(**options, **{field: 6})
     config = RegionLearnerVideoConfig(**options)
     assert RegionLearnerVideoConfig.from_dict(config.to_dict()).hidden_size == 192

@@ -1,5 +1,6 @@
 """Tests cuts of videos: decoded frames are compared with those of the source, sound by its samples and packets."""
 
+import dataclasses
 import io
 from fractions import Fraction
 from itertools import pairwise
@@ -237,6 +238,80 @@ def test_sound_stays_in_sync(tmp_path, name, options):
     times = [time - origin for time, _ in packets_of(path, "audio")]
     expected = sum(start - 1e-3 <= time < end - 1e-3 for time in times)
     assert 10 < expected == len(sound)
+
+
+def test_recordings_that_begin_without_a_key_frame(tmp_path):
+    """The first frames cannot be decoded. Times count from the first one that is shown."""
+    whole_file = write_with_sound(tmp_path / "whole.ts", "mp2", "mpeg2video", {"g": "12", "bf": "2"}, rate=48000)
+    with av.open(str(whole_file)) as source, av.open(str(tmp_path / "late.ts"), "w") as output:
+        targets = {stream.index: output.add_stream_from_template(stream) for stream in source.streams}
+        skipped = 0
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            skipped += packet.stream.type == "video"
+            if packet.stream.type == "video" and skipped <= 4:
+                continue
+            packet.stream = targets[packet.stream.index]
+            output.mux(packet)
+    path = tmp_path / "late.ts"
+    with av.open(str(path)) as container:
+        origin = next(frame.pts * frame.time_base for frame in container.decode(video=0) if not frame.is_corrupt)
+    with av.open(str(path)) as container:
+        sounds = [(packet.pts * packet.time_base, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+    start, end = 0.2, 0.8
+    cut = cut_span(path, start, end, tmp_path / "cut")
+    with av.open(str(cut)) as container:
+        found = [(packet.pts * packet.time_base, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+    with av.open(str(cut)) as container:
+        shown = min(frame.pts * frame.time_base for frame in container.decode(video=0))
+    assert len(found) > 10
+    expected = [at for at, content in sounds if content == found[0][1]]
+    assert any(abs(at - origin - Fraction(start) - (found[0][0] - shown)) < Fraction(1, 100) for at in expected)
+
+
+def test_sound_after_encoding_has_started_over(tmp_path, monkeypatch):
+    """The sound is read from the beginning again."""
+    path = write_with_sound(tmp_path / "a.avi", "mp2", "mpeg4", {"g": "10"}, rate=48000)
+    expected = packets_of(cut_span(path, 0.1, 1.9, tmp_path / "expected"), "audio")
+    original = module.iterate_parts
+
+    def twice(*args, **kwargs):
+        parts = list(original(*args, **kwargs))
+        yield dataclasses.replace(parts[0][0]), *parts[0][1:]
+        again = dataclasses.replace(parts[0][0])
+        for _, *part in parts:
+            yield again, *part
+
+    monkeypatch.setattr(module, "_PART", 30)
+    monkeypatch.setattr(module, "iterate_parts", twice)
+    cut = cut_span(path, 0.1, 1.9, tmp_path / "cut")
+    assert packets_of(cut, "audio") == expected
+    assert len(expected) > 50
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48)])
+def test_the_shape_of_pixels_and_the_colors_are_kept(tmp_path, size):
+    height, width = size
+    with av.open(str(tmp_path / "a.mpg"), "w", format="mpeg") as container:
+        stream = add_video_stream(container, "mpeg2video", 25, {"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(64, 45)
+        for _ in range(50):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.full((height, width, 3), (200, 30, 90), np.uint8)))
+            )
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "a.mpg")) as container:
+        shape = container.streams.video[0].codec_context.sample_aspect_ratio  # MPEG-2 has only a few
+    cut = cut_span(tmp_path / "a.mpg", 0.2, 1.2, tmp_path / "cut")
+    with av.open(str(cut)) as container:
+        context = container.streams.video[0].codec_context
+        next(container.decode(video=0))
+        assert context.sample_aspect_ratio == shape != 1
+        assert (context.colorspace, context.color_range) == (6, 1)
+    source = read_clip(str(tmp_path / "a.mpg"), lambda metadata: [10])[0].astype(int)
+    assert abs(read_clip(str(cut), lambda metadata: [5])[0].astype(int) - source).max() <= 6
 
 
 def test_sound_that_no_container_supports_is_left_out_with_a_warning(tmp_path, caplog):

@@ -537,3 +537,37 @@ def test_a_killed_run_with_other_frames_starts_over(root, tmp_path):
     assert result["videos"] == 4
     assert np.prod(cached(tmp_path)[0]["video"]["shape"]) == 17 * 32
     assert not [path for path in (tmp_path / "cached").iterdir() if path.name.endswith(".partial")]
+
+
+def without(root: Path, *missing: int) -> Dataset:
+    rows = videos(root, "train").to_list()
+    return Dataset.from_list([row | {"video": f"gone{i}.mp4"} if i in missing else row for i, row in enumerate(rows)])
+
+
+@pytest.mark.parametrize("kind", ["the last one is gone", "one is repaired"])
+def test_videos_that_change_between_runs(root, tmp_path, monkeypatch, caplog, kind):
+    """Each clip keeps the features of its own video, and repaired videos are not left out."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(features, "_SHARD_BYTES", 2 * FRAMES * 17 * 32 * 2)
+    monkeypatch.setattr(features, "digest_of_rows", lambda dataset: "the same corpus")
+    options = {"num_frames": FRAMES, "batch_size": 1, "max_unreadable": 0.5}
+    before = without(root) if kind == "the last one is gone" else without(root, 1)
+    encode, seen = features._Encoder.__call__, []
+
+    def stop(self, clips):
+        seen.append(1)
+        if len(seen) > 4:  # the black example clip, and three clips
+            raise KeyboardInterrupt
+        return encode(self, clips)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features._Encoder, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compute_features(str(root / "clip"), before, tmp_path / "cached", **options)
+    after = without(root, 1) if kind == "the last one is gone" else without(root)
+    result = compute_features(str(root / "clip"), after, tmp_path / "cached", **options)
+    assert result["unreadable"] == []  # the features of the one that is gone were computed before
+    starts_over = any("can be read now: starting over" in message for message in caplog.messages)
+    assert starts_over == (kind == "one is repaired")
+    for row, expected in zip(cached(tmp_path), cached(root), strict=True):
+        torch.testing.assert_close(read_features(row["video"]), read_features(expected["video"]), atol=1e-2, rtol=0)

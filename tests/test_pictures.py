@@ -15,7 +15,7 @@ from region_learner.processing_region_learner import RegionLearnerProcessor
 from region_learner.video_decoding_region_learner import VideoDecodeError, picture_levels, read_clip
 from region_learner.video_processing_region_learner import RegionLearnerVideoProcessor
 
-from .crafted_videos import fragment_without_bytes, large_gif, samples_without_bytes
+from .crafted_videos import box, fragment_without_bytes, large_gif, replace_boxes, samples_without_bytes
 from .test_processing import make_tokenizer
 from .test_video_processing import pictures, write_video
 
@@ -377,8 +377,51 @@ def test_tables_of_more_frames_than_bytes(tmp_path, monkeypatch, craft):
             frames_of(source)
 
 
-def test_reading_nested_boxes_ends():
-    assert module._count_samples(io.BytesIO(b"\0\0\x80\0moov" * 4096), 0, 8 * 4096) == 0
+@pytest.mark.parametrize("wrapper", ["dinf", "udta", "xyzw", "moov"])
+@pytest.mark.parametrize("craft", [samples_without_bytes, fragment_without_bytes])
+def test_tables_within_other_boxes(tmp_path, monkeypatch, craft, wrapper):
+    """FFmpeg finds tables in many kinds of boxes, also across the parts in which the file is searched."""
+    data = craft(write_video(tmp_path / "video.mp4").read_bytes(), 20_000_000)
+    name = b"stbl" if craft is samples_without_bytes else b"traf"
+    inner = data[data.rindex(name) - 4 :][: int.from_bytes(data[data.rindex(name) - 4 :][:4], "big")]
+    wrapped = replace_boxes(data, {name.decode().encode(): box(wrapper.encode(), inner)})
+    monkeypatch.setattr(module.av, "open", None)
+    for size in (2**24, 64, 101):
+        monkeypatch.setattr(module, "_SCANNED_AT_ONCE", size)
+        with pytest.raises(VideoDecodeError, match="its tables list more frames"):
+            frames_of(wrapped)
+
+
+def test_compressed_headers_are_refused(tmp_path):
+    data = write_video(tmp_path / "video.mp4").read_bytes()
+    start = data.index(b"moov") - 4
+    packed = box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), box(b"cmvd", bytes(4))))
+    with pytest.raises(VideoDecodeError, match="its headers are compressed, which is not supported"):
+        frames_of(data[:start] + packed)
+
+
+def test_counting_samples_of_other_files_ends():
+    for content in (b"\0\0\x80\0moov" * 4096, b"\0\0\0\x08moov" * 4096, b"\x1aE\xdf\xa3" * 4096, b"", b"\0" * 9):
+        assert module._count_samples(io.BytesIO(content), len(content)) == 0
+
+
+def test_jpeg_files_of_many_scans(tmp_path):
+    """Each scan takes time in proportion to the whole picture, however small it is."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", progressive=True)
+    assert len(frames_of(tmp_path / "a.jpg")) == 1
+    data = (tmp_path / "a.jpg").read_bytes()
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 2000 + data[-2:]
+    with pytest.raises(VideoDecodeError, match=r"a JPEG file of 20\d\d scans, more than 1000"):
+        frames_of(many)
+
+
+def test_the_memory_of_pictures_of_a_clip_is_limited(processor, tmp_path, monkeypatch):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    monkeypatch.setattr(module, "_MAX_CLIP", 3 * 48 * 64 * 3)
+    assert processor([[str(tmp_path / "a.png")] * 3], num_frames=3)["pixel_values_videos"][0].shape[0] == 3
+    with pytest.raises(VideoDecodeError, match="4 frames of 64x48 pixels take more than"):
+        processor([[str(tmp_path / "a.png")] * 4], num_frames=4)
 
 
 def test_large_frames_of_a_small_file(tmp_path):

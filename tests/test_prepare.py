@@ -1,5 +1,6 @@
 """Tests of prepared corpora: they contain what the originals contain, even after crashes and interruptions."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from region_learner.corpora.encoding import add_video_stream
 from region_learner.corpora.webdataset import video_source
 from region_learner.processes import map_in_processes
 from region_learner.video_decoding_region_learner import iterate_frames, read_clip
+
+from . import test_video_processing as video_processing
 
 
 def write_video(path: Path, frames: int = 30, size=(64, 48), rate: int = 30, seed: int = 0) -> Path:
@@ -297,6 +300,20 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
     result = prepare_corpus(rows, tmp_path, workers=1, max_unreadable=0.5)
     assert (result["clips"], result["left_out"]) == (2, 1)
     assert "none: TypeError" in Path(result["report"]).read_text()
+
+
+def test_avi_with_reordered_frames_keeps_its_times(tmp_path):
+    """AVI has no time stamps of frames, and those of its packets are in another order."""
+    path = video_processing.write_video(
+        tmp_path / "a.avi", count=75, options={"bf": "2", "g": "25", "x264-params": "b-adapt=0"}
+    )
+    stamps = [at for _, at in iterate_frames(path)]
+    assert any(after < before for before, after in itertools.pairwise(stamps))
+    for max_fps, expected in ((None, 75), (10, 30)):
+        _, data, known = module.encode_clip(path, PrepareOptions(max_fps=max_fps))
+        assert known["frames"] == expected
+        times = [at for _, at in iterate_frames(data)]
+        np.testing.assert_allclose(times, np.arange(expected) * 3 / expected, atol=0.05)
 
 
 def test_timestamps_that_start_over(tmp_path):

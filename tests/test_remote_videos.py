@@ -6,6 +6,7 @@ import http.server
 import re
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_videos_from_urls(server, video, monkeypatch):
     ):
         with pytest.raises(VideoDecodeError, match=f"^{server}/{name}.mp4: .*{reason}"):
             read(f"{server}/{name}.mp4", 0)
-    with pytest.raises(OSError, match=r"^the URL has spaces or other characters that must be escaped") as error:
+    with pytest.raises(OSError, match=r"^the URL is not valid: check its port") as error:
         module.read_url(f"{server}/my video.mp4?token=secret")
     assert "secret" not in str(error.value)
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
@@ -232,6 +233,25 @@ def test_connections_use_the_address_that_was_checked(monkeypatch):
     with pytest.raises(VideoDecodeError, match="stop here"):
         read("https://rebinding.example/video.mp4", 0)
     assert connected == [("93.184.216.34", 443)]
+
+
+def test_many_addresses_share_the_time(monkeypatch):
+    addresses = [f"93.184.216.{number}" for number in range(100)]
+    found = [(socket.AF_INET, 1, 6, "", (address, 443)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    monkeypatch.setattr(module, "_SECONDS", 0.5)
+    timeouts = []
+
+    def connect(address, timeout):
+        timeouts.append(timeout)
+        time.sleep(min(timeout, 0.2))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(VideoDecodeError, match=r"not downloaded within 0\.5 seconds"):
+        read("https://slow.example/video.mp4", 0)
+    assert len(timeouts) < 5
+    assert max(timeouts) <= 0.5
 
 
 def test_all_addresses_of_a_name_are_tried(monkeypatch):

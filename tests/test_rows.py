@@ -46,6 +46,8 @@ BAD = [
     ({"captions": ["one", None]}, "captions has a caption that is blank or missing"),
     ({"captions": "nan"}, "captions has a caption that is blank or missing"),
     ({"captions": "['a' 'b']"}, "captions looks like a list but is not a JSON list"),
+    ({"captions": r"['C:\Users\x']"}, "captions looks like a list but is not a JSON list"),
+    ({"captions": "['a\nb']"}, "captions looks like a list but is not a JSON list"),
     ({"captions": "a\ud800"}, "captions has an unpaired surrogate"),
     ({"video_id": None}, "video_id is missing or blank"),
     ({"video_id": " "}, "video_id is missing or blank"),

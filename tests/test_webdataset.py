@@ -356,6 +356,21 @@ def test_too_few_shards_for_the_workers_are_reported(caplog, monkeypatch):
     assert "5 shards for 6 loader processes" in record.message
 
 
+def test_ids_of_prepared_shards_may_repeat_in_one_directory_only(tmp_path):
+    """Several questions may be about one video, but another split may have another video with this name."""
+
+    def prepared(key):
+        content = {"video_id": "1", "captions": [key], "prepared": {"source": {}}}
+        return [(f"{key}.json", json.dumps(content).encode()), (f"{key}.mp4", b"v")]
+
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_shard(tmp_path / split / "0.tar", [*prepared("a"), *prepared("b")])
+    assert len(load_corpus("webdataset", tmp_path, "train")) == 2
+    with pytest.raises(CorpusError, match=r"two samples, in .*train.0\.tar and .*val.0\.tar, have the id '1'"):
+        load_corpus("webdataset", tmp_path, "all")
+
+
 # --- Left-out samples ----------------------------------------------------------------------------------------
 
 
@@ -579,7 +594,9 @@ def test_hostile_names_in_extended_headers(tmp_path):
             load_corpus("webdataset", tmp_path)
 
 
-@pytest.mark.parametrize("records", [b"x" * 30, b"99 path=a.mp4\n", b"0 path=a\n", b"-5 path=a\n", b"9 size=x\n"])
+@pytest.mark.parametrize(
+    "records", [b"-1 path=x\n0", b"x" * 30, b"99 path=a.mp4\n", b"0 path=a\n", b"-5 path=a\n", b"9 size=x\n"]
+)
 def test_damaged_pax_headers(tmp_path, records):
     info = tarfile.TarInfo("pax")
     info.type, info.size = b"x", len(records)

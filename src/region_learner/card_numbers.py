@@ -135,7 +135,7 @@ def unbacked_numbers(
     numbers += [number for one in results.values() for part in one.folds or [] for number in _numbers(part)]
     numbers += list(_numbers([*facts, *regions]))
     known = _Known(metrics, numbers)
-    folds = [part for one in results.values() for part in one.folds or []]  # each may have a model of its own
+    folds = [part for one in results.values() for part in one.folds or []]  # each fold may have its own model
     digests = {*weights.values()}.union(*((part["model"]["weights"] or {}).values() for part in folds))
     problems = _of_model_index(card, results)
     metadata = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}

@@ -464,8 +464,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
         if isinstance(self.backbone_config, dict):
             backbone = self.backbone_config
             self.backbone_config = sub_config_from_dict("backbone_config", backbone, chosen=backbone)
+        defaults = {item.name: item.default for item in fields(type(self))}
         for name, value in _sizes_of_backbone(self.backbone_config).items():
-            if name not in chosen:
+            if name not in chosen and getattr(self, name) == defaults[name]:
                 setattr(self, name, value)
         super().__post_init__(**kwargs)
 
@@ -596,10 +597,9 @@ class RegionLearnerVideoConfig(_StrictConfig):
         if self.backbone_config is not None:
             sizes = _sizes_of_backbone(self.backbone_config)
             for name in ("num_hidden_layers", "num_attention_heads", "patch_size"):
-                # (Those of a backbone of transformers are the same.)
                 _check_effect(
-                    given, name, sizes.get(name, getattr(type(self), name)), name in sizes,
-                    "with a backbone of timm", "choose another architecture",
+                    given, name, getattr(type(self), name), name in sizes,
+                    f"with this backbone, whose configuration does not have a {name}", "choose another backbone",
                 )  # fmt: skip
             has_layers = self.interaction_layers or (self.num_regions and options.pooling in CLIP_POOLINGS)
             has_norm = self.codebook_size or self.num_regions

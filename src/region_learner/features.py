@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,15 @@ def _write_shards(
     """Writes the features of the videos that are not done yet. Returns why videos cannot be read, by their index."""
     done, total = _start(partial, about), len(rows.ids)
     unreadable = {int(video): reason for video, reason in done["unreadable"].items()}
+    if any(_is_readable(encoder.processor, rows.videos[video]) for video in unreadable):
+        logger.info("Videos that could not be read earlier can be read now: starting over.")
+        shutil.rmtree(partial)
+        done, unreadable = _start(partial, about), {}
     last, clips, per_shard = done["last"], done["clips"], about["clips_per_shard"]
+
+    def note(failures: dict[int, str]) -> None:
+        # The features of the last clip are there, even if its video cannot be read any more.
+        unreadable.update({last + index: reason for index, reason in failures.items() if index > 0 or not clips})
 
     def encoded() -> Iterator[tuple[int, np.ndarray]]:
         failures: dict[int, str] = {}
@@ -205,7 +213,7 @@ def _write_shards(
             num_workers=num_workers,
         )
         for indices, parts in batches:
-            unreadable.update({last + index: reason for index, reason in failures.items()})
+            note(failures)
             if len(unreadable) > max_unreadable * total:
                 break
             for index, features in zip(indices, torch.cat([encoder(part) for part in parts])):
@@ -215,7 +223,7 @@ def _write_shards(
                 if not features.isfinite().all():
                     raise ValueError(f"{name!r} has features that do not fit in float16: use another backbone.")
                 yield last + index, as_stored(features)
-        unreadable.update({last + index: reason for index, reason in failures.items()})
+        note(failures)
         if len(unreadable) > max_unreadable * total:
             raise ValueError(
                 f"{len(unreadable)} of {total} videos cannot be read, more than max_unreadable={max_unreadable} "
@@ -223,7 +231,7 @@ def _write_shards(
             )
 
     # A resumed run encodes its last clip again, so that there is a clip that can be read even if all others cannot.
-    remaining = itertools.islice(encoded(), 1 if clips else 0, None)
+    remaining = (item for item in encoded() if not (clips and item[0] == last))
     for shard, group in itertools.groupby(enumerate(remaining, start=clips), lambda item: item[0] // per_shard):
         path = shard_path(partial, shard)
         with naming(path), open(path, "wb") as file:
@@ -237,6 +245,15 @@ def _write_shards(
             state = {"clips": clip + 1, "last": video, "unreadable": earlier, "about": about}
             write_json(partial / _PROGRESS, state)
     return dict(sorted(unreadable.items()))
+
+
+def _is_readable(processor: Any, video: Any) -> bool:
+    """Returns whether the frames of a video can be read."""
+    failures: dict[int, str] = {}
+    with suppress(ValueError):  # raised if no video can be read
+        for _ in read_clips(processor, [video], failures, progress=False):
+            pass
+    return not failures
 
 
 def _move(partial: Path, directory: Path) -> None:

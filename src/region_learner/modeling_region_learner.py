@@ -1809,12 +1809,16 @@ class RegionLearnerVideoModel(RegionLearnerPreTrainedModel):
         )
 
 
+# Set in the configuration of a BEiT that was pre-trained by masking, and therefore does not have a pooling layer.
+WITHOUT_POOLER = "without_pooling_layer"
+
+
 def has_mean_pooler(config: Any) -> bool:
     """
-    Returns whether the pooling layer of an image model has weights from its pre-training: in BEiT, it normalizes the
-    mean of the patches. In other models that may have one, such as ViT, it is new.
+    Returns whether the pooling layer of an image model is pre-trained: in BEiT, it normalizes the mean of the patches.
+    In other models that may have one, such as ViT, it is new.
     """
-    return bool(getattr(config, "use_mean_pooling", False))
+    return bool(getattr(config, "use_mean_pooling", False)) and not getattr(config, WITHOUT_POOLER, False)
 
 
 def _build_backbone(config: RegionLearnerVideoConfig) -> PreTrainedModel:
@@ -1964,10 +1968,6 @@ def _check_text_pooling(config: RegionLearnerConfig, tower: nn.Module):
             f"text_pooling='eos' needs an end-of-text token, but eos_token_id of the {text_config.model_type!r} "
             "text_config is None: set it, or another text_pooling."
         )
-
-
-def _on(value: torch.Tensor | float, device: torch.device) -> torch.Tensor | float:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _text_width(config: RegionLearnerConfig) -> int:
@@ -2302,9 +2302,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
         """Returns the logits (videos, texts) of normalized embeddings; None if either side is None."""
         if video_embeds is None or text_embeds is None:
             return None
-        text_embeds = text_embeds.to(video_embeds.device)  # several devices may share the model
-        logits = cosine_similarity(video_embeds, text_embeds) / _on(self.temperature, video_embeds.device)
-        return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.device)
+        logits = cosine_similarity(video_embeds, text_embeds) / self.temperature
+        return logits if self.logit_bias is None else logits + self.logit_bias
 
     def _embed_words(self, outputs: Any, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns embeddings (B, L, token_dim) and weights (B, L) of phrases, or of words without phrases."""
@@ -2401,6 +2400,13 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
             if self.video_tokens is not None:
                 regions = self.video_tokens(*self._tokens(video_outputs, pixel_values_videos.shape[1], frame_mask))
 
+        if text_embeds is not None and video_embeds is not None:  # the towers may be on different devices
+            device = self.device
+            video_embeds, text_embeds = video_embeds.to(device), text_embeds.to(device)
+            negative_text_embeds = None if negative_text_embeds is None else negative_text_embeds.to(device)
+            words, regions, negative_words = (
+                [None if x is None else x.to(device) for x in pair] for pair in (words, regions, negative_words)
+            )
         logits = self._logits(video_embeds, text_embeds)
         outputs = RegionLearnerOutput(
             logits_per_video=logits,

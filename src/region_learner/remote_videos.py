@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 from functools import partial
@@ -59,7 +60,7 @@ def read_url(url: str) -> bytes | str:
         with deadline, _opener(allows_any, deadline).open(request, timeout=_TIMEOUT) as response:
             data, announced = _read(response)
     except http.client.InvalidURL:  # whose message contains the URL
-        raise OSError("the URL has spaces or other characters that must be escaped, such as %20 for a space") from None
+        raise OSError("the URL is not valid: check its port, and write special characters as %20 (a space)") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not deadline.has_passed:
             raise OSError(str(getattr(error, "reason", None) or error)) from error
@@ -108,6 +109,7 @@ class _Deadline:
 
     def __init__(self):
         self.has_passed = False
+        self.end = time.monotonic() + _SECONDS
         self.sockets: list[socket.socket] = []
         self.timer = threading.Timer(_SECONDS, self._shut_down)
         self.timer.daemon = True
@@ -117,6 +119,17 @@ class _Deadline:
 
     def __exit__(self, *exception):
         self.timer.cancel()
+
+    def remaining(self) -> float:
+        """
+        Returns the seconds until the deadline.
+
+        Raises:
+            OSError: it has passed.
+        """
+        if (seconds := self.end - time.monotonic()) <= 0:
+            raise OSError(f"not downloaded within {_SECONDS} seconds")
+        return seconds
 
     def add(self, connection: socket.socket):
         self.sockets.append(connection)
@@ -178,7 +191,8 @@ class _PublicConnection(http.client.HTTPSConnection):
             return
         for address in addresses:
             try:
-                connection = socket.create_connection((address, self.port), self.timeout)
+                timeout = self.timeout if self.timeout is None else min(self.timeout, self.deadline.remaining())
+                connection = socket.create_connection((address, self.port), timeout)
                 break
             except OSError as error:
                 failure = error

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import threading
 import time
 import warnings
@@ -38,6 +39,7 @@ except ImportError:
 _MAX_PIXELS = 35_651_584
 _MAX_PICTURE_PIXELS = 2**26
 _MAX_JPEG = 2**28  # bytes, which are read at once
+_MAX_SCANS = 1000  # of a JPEG file
 _MAX_FRAMES = 2**24  # per video: 38 hours at 120 frames per second
 _MAX_CLIP = 2**31  # bytes of the selected frames
 _MAX_KEPT = 2**25  # bytes of packets that are kept in memory
@@ -62,8 +64,12 @@ _SHOWS_NOTHING = 32
 # Codecs in which FFmpeg can skip non-reference frames without changing other frames. These do not include H.265, whose
 # flag refers to a temporal layer only, nor VP8, where a non-reference frame may define the segments of the next one.
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-# The boxes of MP4 (ISO/IEC 14496-12) that contain the tables of samples.
-_OUTER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+# Boxes of MP4 (ISO/IEC 14496-12) whose content FFmpeg does not parse, and the names that other boxes can have.
+_OPAQUE_BOXES = {b"mdat", b"free", b"skip", b"wide"}
+_BOX_NAME = re.compile(rb"[ -~\xa9]{4}")
+# Tables of samples, anywhere in a box: FFmpeg finds them in any box that may contain others.
+_TABLE = re.compile(rb"stsz|trun")
+_SCANNED_AT_ONCE = 2**24
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
@@ -81,11 +87,13 @@ class ClipMetadata(VideoMetadata):
         times: when each frame is shown, in seconds from the first frame: float64 of shape (total_num_frames,),
             increasing from 0. They are read from the file, so that a variable frame rate is respected, or computed by
             means of `fps` if the file does not specify them in order. None if both are unknown.
+        origin: the time stamp of the first frame in seconds, from which `times` are counted; None if unknown.
     """
 
     keyframes: list[int] | None = None
     frames_indices: list[int] = dataclasses.field(default_factory=list)
     times: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    origin: Fraction | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @cached_property
     def frame_interval(self) -> float | None:
@@ -381,6 +389,7 @@ def _describe(stream: Any, stamps: list[int | None] | np.ndarray, keyframes: lis
         duration = num_frames / fps if fps else None
     metadata = ClipMetadata(num_frames, fps=fps, duration=duration, video_backend="pyav", keyframes=keyframes)
     metadata.times = _frame_times(stamps, stream.time_base, fps)
+    metadata.origin = None if stamps[0] is None else int(stamps[0]) * Fraction(stream.time_base)
     return metadata
 
 
@@ -430,7 +439,7 @@ class _Clock:
             raise VideoDecodeError(f"reading it takes more than {_SECONDS} seconds")
 
 
-def _check_clip_size(count: int, height: int, width: int) -> None:
+def check_clip_size(count: int, height: int, width: int) -> None:
     if 3 * count * height * width > _MAX_CLIP:
         raise VideoDecodeError(
             f"{count} frames of {width}x{height} pixels take more than {_MAX_CLIP} bytes: ask for fewer (num_frames)"
@@ -547,7 +556,7 @@ def any_metadata() -> dict[str, Any]:
 def _open_video(file: BinaryIO) -> Iterator[Any]:
     """Opens the first video stream of a file, ready to be decoded."""
     size = file.seek(0, io.SEEK_END)
-    if _count_samples(file, 0, size) > max(size, 2**20):  # FFmpeg would allocate 50 bytes for each
+    if _count_samples(file, size) > max(size, 2**20):  # FFmpeg would allocate 50 bytes for each
         raise VideoDecodeError(f"damaged: its tables list more frames than its {size} bytes can hold")
     file.seek(0)
     # FFmpeg would decode some frames to find out what is in the file, but headers are enough for that.
@@ -574,25 +583,48 @@ def _open_video(file: BinaryIO) -> Iterator[Any]:
         yield streams[0]
 
 
-def _count_samples(file: BinaryIO, start: int, end: int, depth: int = 0) -> int:
-    """Counts the samples that are listed by short tables, in the boxes of an MP4 file from `start` to `end`."""
-    count = 0
+def _count_samples(file: BinaryIO, end: int) -> int:
+    """
+    Counts the samples that are listed by short tables in the boxes of an MP4 file of `end` bytes.
+
+    Raises:
+        VideoDecodeError: its boxes are compressed, so that the samples cannot be counted.
+    """
+    count = start = 0
     while start + 8 <= end:
         file.seek(start)
-        header = file.read(28)
+        header = file.read(16)
         size, name, first = int.from_bytes(header[:4], "big"), header[4:8], 8
         if size == 1:  # a size of 64 bits follows
             size, first = int.from_bytes(header[8:16], "big"), 16
         stop = min(start + size, end) if size else end
-        if stop < start + 8:
+        if stop < start + 8 or not _BOX_NAME.fullmatch(name):  # another format
             break
-        if name in _OUTER_BOXES and depth < len(_OUTER_BOXES):
-            count += _count_samples(file, start + first, stop, depth + 1)
-        elif name == b"stsz" and header[first + 4 : first + 8] != bytes(4):  # all samples have one size
-            count += int.from_bytes(header[first + 8 : first + 12], "big")
-        elif name == b"trun" and not header[first + 2] & 0xF:  # without entries for single samples
-            count += int.from_bytes(header[first + 4 : first + 8], "big")
+        if name not in _OPAQUE_BOXES:
+            count += _count_listed(file, start + first, stop)
         start = stop
+    return count
+
+
+def _count_listed(file: BinaryIO, start: int, end: int) -> int:
+    """Counts the samples that are listed by short tables in the bytes of a file from `start` to `end`."""
+    count = 0
+    while start < end:
+        file.seek(start)
+        content = file.read(min(_SCANNED_AT_ONCE + 16, end - start))
+        if b"cmov" in content and b"dcom" in content:
+            raise VideoDecodeError(
+                "its headers are compressed, which is not supported: write them without compression"
+            )
+        for found in _TABLE.finditer(content):
+            if found.start() >= _SCANNED_AT_ONCE:  # found again in the next part
+                continue
+            table = content[found.end() : found.end() + 12]
+            if found.group() == b"stsz" and table[4:8] != bytes(4):  # all samples have one size
+                count += int.from_bytes(table[8:12], "big")
+            elif found.group() == b"trun" and len(table) >= 8 and not table[2] & 0xF:  # no entries for single samples
+                count += int.from_bytes(table[4:8], "big")
+        start += _SCANNED_AT_ONCE
     return count
 
 
@@ -910,7 +942,7 @@ class _RGBConverter:
             self.size = self.scale.size_for(*upright) if self.scale else upright
             if self.metadata is not None:
                 self.metadata.height, self.metadata.width = upright
-                _check_clip_size(1 if self.in_parts else len(self.metadata.frames_indices), *self.size)
+                check_clip_size(1 if self.in_parts else len(self.metadata.frames_indices), *self.size)
         height, width = self.size[::-1] if is_transposed else self.size
         has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
         converted = self.converter.reformat(
@@ -994,6 +1026,8 @@ def _begins_as_picture(head: bytes, formats: list[str]) -> bool:
     """Returns whether a file begins like a picture. In a damaged one, FFmpeg might find another picture."""
     if head[4:8] == b"ftyp":  # Pillow also claims HEIF, which FFmpeg reads
         return head[8:12] in (b"avif", b"avis")
+    if head[:4] == b"\xff\xd8\xff\xf7":  # JPEG-LS, which FFmpeg reads
+        return False
     accepts = [accept for _, accept in map(Image.OPEN.__getitem__, formats) if accept is not None]
     return any(accept(head) for accept in accepts)
 
@@ -1031,7 +1065,7 @@ def _decode_picture(
         levels = picture_levels(image)
         metadata.height, metadata.width = levels.shape[:2]
         frame = _scale_image(levels, scale)
-        _check_clip_size(1 if max_frames else len(metadata.frames_indices), *frame.shape[:2])
+        check_clip_size(1 if max_frames else len(metadata.frames_indices), *frame.shape[:2])
         clock.check()
         yield index, frame
 
@@ -1041,6 +1075,8 @@ def _check_jpeg(data: bytes) -> None:
     Raises an error for a JPEG file in which FFmpeg notices damage, because Pillow decodes damaged files without a
     warning. Decoding at an eighth of the size takes a third of the time that Pillow takes.
     """
+    if (scans := data.count(b"\xff\xda")) > _MAX_SCANS:  # each takes time in proportion to the whole picture
+        raise VideoDecodeError(f"a JPEG file of {scans} scans, more than {_MAX_SCANS}")
     context = av.CodecContext.create("mjpeg", "r")
     context.thread_count = 1
     context.options = {"err_detect": "explode", "lowres": "3", "max_pixels": str(2**31 - 1)}

@@ -38,7 +38,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .configuration_region_learner import did_you_mean
-from .video_decoding_region_learner import Scale, VideoDecodeError, picture_levels, read_clip
+from .video_decoding_region_learner import Scale, VideoDecodeError, check_clip_size, picture_levels, read_clip
 
 try:
     import torchvision.transforms.v2.functional as tvf
@@ -838,8 +838,11 @@ def _sample_given_frames(
         indices = [int(index) for index in sample_indices_fn(metadata=metadata)]
         metadata = dataclasses.replace(metadata, frames_indices=indices)
     if isinstance(video, _EncodedClip):
-        wanted = [frames[index] for index in indices]
-        read = [read_clip(frame, _only_frame)[0][0] if _is_encoded(frame) else frame for frame in wanted]
+        read: list[Any] = []
+        for frame in (frames[index] for index in indices):
+            read.append(read_clip(frame, _only_frame)[0][0] if _is_encoded(frame) else frame)
+            if isinstance(read[-1], np.ndarray):
+                check_clip_size(len(indices), *read[-1].shape[:2])
         clip = _frames_to_tensor(read, None, video.do_convert_rgb, video.do_rescale)
     else:
         clip = video if sample_indices_fn is None else video[indices]

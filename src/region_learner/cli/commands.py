@@ -1,6 +1,7 @@
 """Lists the commands in `--help`, and finds the nearest one on a typo."""
 
 import difflib
+import re
 import sys
 
 from typer.core import TyperCommand, TyperGroup
@@ -14,10 +15,11 @@ class Commands(TyperGroup):
             print(ctx.get_help(), file=sys.stderr)
             ctx.exit(2)
         for before, argument in zip(["", *args], args):  # such as "$MODEL" if this variable is not set
-            if argument == "" and not before.startswith("--"):
+            option, equals, value = argument.partition("=")
+            if argument == "" and not re.match("--.", before):
                 ctx.fail("An argument is empty: give a value.")
-            if argument == "" or (argument.startswith("--") and argument.endswith("=")):
-                ctx.fail(f"{(argument or before).rstrip('=')} is empty: give a value, or leave the option out.")
+            if argument == "" or (re.match("--.", option) and equals and not value):
+                ctx.fail(f"{option or before} is empty: give a value, or leave the option out.")
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):

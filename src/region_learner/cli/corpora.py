@@ -112,7 +112,8 @@ def prepare(
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
-    size, mirrors = int(memory * 2**30), allows_mirroring(corpus, data_dir)
+    shards = mapping("--corpus-options", corpus_options).get("shards") if corpus == "webdataset" else None
+    size, mirrors = int(memory * 2**30), allows_mirroring(corpus, data_dir, shards)
     try:
         with interruptible("Run the same command again to write the remaining shards."):
             result = prepare_corpus(

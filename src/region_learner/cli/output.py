@@ -50,7 +50,7 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:  # in a file, lines may be as long as they are
+    if not console.is_terminal:  # lines in a file are not wrapped
         console.width = 10_000
     console.print(table)
 

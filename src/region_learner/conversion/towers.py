@@ -15,7 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_region_learner import RegionLearnerConfig, nest_overrides
 from ..errors import install_hint
-from ..modeling_region_learner import RegionLearnerModel, has_mean_pooler
+from ..modeling_region_learner import WITHOUT_POOLER, RegionLearnerModel, has_mean_pooler
 from ..processing_region_learner import RegionLearnerProcessor
 from ..video_processing_region_learner import RegionLearnerVideoProcessor
 from .checkpoints import copy_weights, load_config, load_tokenizer, load_weights, rename_weights, start_of
@@ -240,6 +240,9 @@ def _transformers_backbone(name: str, config: PreTrainedConfig) -> _ImageTower:
         model, missing = load_weights(AutoModel, name, add_pooling_layer=has_mean_pooler(config))
     except TypeError:  # most classes do not have this argument
         model, missing = load_weights(AutoModel, name)
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model, missing = load_weights(AutoModel, name, add_pooling_layer=False)
+        setattr(model.config, WITHOUT_POOLER, True)
     model = getattr(model, "vision_model", model)
     _refuse_missing([key for key in missing if not key.startswith("text_model.")], name)
     return _ImageTower({"backbone_config": model.config}, {}, backbone=model)

@@ -59,10 +59,25 @@ def read_delimited(
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         where = _find_damage(path, delimiter, quoted)
         raise CorpusError(where or f"{path} is damaged: {' '.join(str(error).split())}") from error
-    suspicious = quoted and any(_holds_rows(column, delimiter, len(wanted)) for column in table.columns)
+    suspicious = quoted and (
+        _num_lines(path) > _num_lines_of(table) + (names is None)  # also if the quote is in a column that is not read
+        or any(_holds_rows(column, delimiter, len(wanted)) for column in table.columns)
+    )
     if suspicious and (where := _find_damage(path, delimiter, quoted)):
         raise CorpusError(where)
     return table
+
+
+def _num_lines(path: Path) -> int:
+    """Returns the number of lines of a file that are not empty."""
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _num_lines_of(table: pa.Table) -> int:
+    """Returns the number of lines that the rows of a table have, as far as its columns tell."""
+    breaks = (pc.sum(pc.count_substring(column, "\n")).as_py() or 0 for column in table.columns)
+    return table.num_rows + sum(breaks)
 
 
 def _holds_rows(values: pa.ChunkedArray, delimiter: str, columns: int) -> bool:

@@ -104,10 +104,10 @@ def _read_list(path: Path, roots: list[Path]) -> pa.Table:
     # "HASH" and "INDEX_HASH": the index is ignored, as the downloader counts rows in its own way.
     images = locate(hashes, pc.replace_substring_regex(stems, r"^\d+_", ""), paths)
     ids = hashes
-    if not len(images) - images.null_count:
+    if images.null_count:  # in large lists, some hashes are also the index of another row
         rows = pa.chunked_array([pa.array(range(table.num_rows)).cast(pa.string())])
         by_index = locate(rows, pc.replace_substring_regex(stems, r"^0+(\d)", r"\1"), paths)
-        if by_index.null_count < len(by_index):
+        if by_index.null_count < images.null_count:
             images, ids = by_index, rows
     expected = pc.binary_join_element_wise(os.path.join(roots[0], ""), ids, "")
     return pa.table({"video_id": ids, "caption": table["caption"], "video": images, "expected": expected})
@@ -132,6 +132,11 @@ def _read_shards(root: Path, shards: list[str]) -> pa.Table:
     from .arrow_tables import check_names, list_files, locate
 
     tables = []
+    if packed := next((shard for shard in shards if (root / f"{shard}.tar").is_file()), None):
+        raise CorpusError(
+            f"{root / packed}.tar holds the images: use the corpus 'webdataset' (--corpus webdataset), or run "
+            'img2dataset with output_format="files"'
+        )
     for shard in tqdm(shards, desc="Reading shards", unit="shard", disable=None):
         path = root / f"{shard}.parquet"
         table = _read_parquet(path) if path.is_file() else _read_json(root / shard)

@@ -393,9 +393,15 @@ def _frames(
         for number, frame in enumerate(clip):
             yield frame, number * step
         return
+    frames = iterate_frames(source, Scale(scaled))
+    head = list(itertools.islice(frames, _HEAD))
+    rate = None
+    if _are_unordered([at for _, at in head]):  # as in AVI, which has the time stamps of packets
+        rate = read_clip(source, lambda metadata: [0], Scale(scaled))[1].fps
     first, slot = None, -1
     last, step, shift = -math.inf, 1 / _USUAL_FPS, 0.0
-    for number, (image, at) in enumerate(iterate_frames(source, Scale(scaled))):
+    for number, (image, at) in enumerate(itertools.chain(head, frames)):
+        at = number / rate if rate else at
         moment = shift + (number / _USUAL_FPS if at is None else at)
         if moment < last:  # time stamps restart
             shift += last + step - moment
@@ -410,6 +416,15 @@ def _frames(
             if slot == before:
                 continue
         yield image, moment
+
+
+_HEAD = 64  # number of frames whose order tells whether the time stamps are those of the frames
+
+
+def _are_unordered(times: list[float | None]) -> bool:
+    """Returns whether times go back by less than a second, unlike where they restart."""
+    known = [at for at in times if at is not None]
+    return any(0 < before - after < 1 for before, after in itertools.pairwise(known))
 
 
 def _spread(metadata: Any, count: int) -> list[int]:

@@ -12,6 +12,7 @@ import json
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .base import CorpusError
@@ -84,7 +85,8 @@ def _parse_list(text: str) -> list[Any] | None:
     except (ValueError, RecursionError):
         parsed = None
         if _PYTHON_LIST.fullmatch(text):
-            parsed = [ast.literal_eval(string) for string in re.findall(_PYTHON_STRING, text, re.DOTALL)]
+            with suppress(SyntaxError, ValueError):  # such as a line break or "\\U" in a string
+                parsed = [ast.literal_eval(string) for string in re.findall(_PYTHON_STRING, text, re.DOTALL)]
     if not isinstance(parsed, list):
         raise UnfitValueError(
             f'looks like a list but is not a JSON list, such as ["a", "b"]: {shown(text)}; write a JSON list, or one '

@@ -153,6 +153,8 @@ def _read_pax(content: bytes, position: int, shard: str) -> dict[str, Any]:
         digits, _, _ = content[start : start + 20].partition(b" ")
         try:
             end = start + int(digits)
+            if end <= start:  # the same record again, or an earlier one
+                raise ValueError
             key, equals, value = content[start + len(digits) + 1 : end - 1].partition(b"=")
             if not equals or content[end - 1 : end] != b"\n":
                 raise ValueError

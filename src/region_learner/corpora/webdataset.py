@@ -390,12 +390,16 @@ def _check_ids(rows: Sequence[Row]) -> None:
     shard_of: dict[str, str] = {}
     for row in rows:
         video_id, shard = row["video_id"], row["video"]["path"]
-        if video_id in shard_of and "prepared" not in row:  # prepared shards may have several questions per video
+        if video_id not in shard_of:
+            shard_of[video_id] = shard
+            continue
+        # Shards that were prepared from one split may have several questions per video.
+        same = "prepared" in row and os.path.dirname(shard) == os.path.dirname(shard_of[video_id])
+        if not same:
             raise CorpusError(
                 f"two samples, in {shard_of[video_id]} and {shard}, have the id {video_id!r}: give them different "
                 "keys, or different values of video_id in .json"
             )
-        shard_of[video_id] = shard
 
 
 def _class_features(paths: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -44,6 +45,7 @@ _BEFORE = 10  # seconds before the first packet, and _AFTER the last one, in whi
 _AFTER = 2
 _PART = 32  # number of frames that are decoded before they are encoded
 _TICKS = 60_000  # time stamps per second of encoded videos
+_BT601, _LIMITED = 6, 1  # as FFmpeg numbers them
 _QUALITY = {"libx264": {"crf": "18", "preset": "fast"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 
 
@@ -358,8 +360,10 @@ def _encode(source: Any, start: float | None, end: float | None, output: Path) -
             logger.warning("%s: its sound (%s) is left out because no container supports it", _name(source), name)
             sounds.remove(sound)
 
+        indices = {sound.index for sound in sounds}
+
         def encode(file: BinaryIO, name: str) -> None:
-            _encode_frames(source, start, end, partial(_Encoder, stream, sounds, file, name))
+            _encode_frames(source, start, end, partial(_Encoder, source, indices, file, name))
 
         try:
             return _write(output, suffix, encode)
@@ -379,7 +383,7 @@ def _encode_frames(source: Any, start: float | None, end: float | None, encoder_
                 if encoder is not None:
                     encoder.close()
                 current, first = metadata, float(times[indices[0]])
-                encoder = encoder_for(frames[0].shape[:2], first, stop)
+                encoder = encoder_for(frames[0].shape[:2], metadata.origin, first, stop)
             for frame, at in zip(frames, times[indices].tolist()):
                 encoder.add(frame, at - first)
         encoder.finish()
@@ -398,34 +402,44 @@ class _Encoder:
     Encodes frames, and writes them with the sound of their span to a file, from its beginning.
 
     Args:
-        stream, sounds: the first video stream of the source, and the sound streams that are copied.
+        source: the video, which is opened again to read its sound from the beginning.
+        sounds: indices of the sound streams that are copied.
         file, name: the file to write, and the name of its container.
         size: height and width of the frames.
+        origin: the time stamp of the first frame of the source in seconds; None if unknown.
         start, end: the span in seconds from the first frame of the source.
     """
 
     def __init__(
         self,
-        stream: Any,
-        sounds: Sequence[Any],
+        source: Any,
+        sounds: Collection[int],
         file: BinaryIO,
         name: str,
         size: tuple[int, int],
+        origin: Fraction | None,
         start: float,
         end: float,
     ):
         file.seek(0)
         file.truncate()  # encoding starts over if the source contradicts its list of packets
+        self.opened = ExitStack()
+        stream = self.opened.enter_context(open_video(source))
+        copied = [sound for sound in stream.container.streams if sound.index in sounds]
         self.container = _open_output(file, name)
         codec = available_codec()
         self.video = add_video_stream(self.container, codec, options=_QUALITY[codec])
         self.video.height, self.video.width = size
         self.video.pix_fmt = "yuv420p"
+        self.video.codec_context.sample_aspect_ratio = _shape_of_pixels(stream.codec_context, size)
+        # How PyAV converts RGB: by the matrix of BT.601, to a limited range. Players would assume BT.709 for HD.
+        self.video.codec_context.colorspace, self.video.codec_context.color_range = _BT601, _LIMITED
         self.video.codec_context.time_base = self.video.time_base = Fraction(1, _TICKS)
-        self.targets = {sound.index: _add_copy(self.container, sound) for sound in sounds}
-        origin = (stream.start_time or 0) * stream.time_base
+        self.targets = {sound.index: _add_copy(self.container, sound) for sound in copied}
+        if origin is None:
+            origin = (stream.start_time or 0) * stream.time_base
         self.start, self.end = origin + Fraction(start), origin + Fraction(end)
-        self.sound = self._sound_packets(stream, sounds) if sounds else iter(())
+        self.sound = self._sound_packets(stream, copied) if copied else iter(())
         self.waiting = next(self.sound, None)
 
     def _sound_packets(self, stream: Any, sounds: Sequence[Any]) -> Iterator[Any]:
@@ -456,6 +470,14 @@ class _Encoder:
 
     def close(self) -> None:
         self.container.close()
+        self.opened.close()
+
+
+def _shape_of_pixels(context: Any, size: tuple[int, int]) -> Fraction:
+    """Returns the width of a pixel divided by its height, in frames of `size` (height, width), which are upright."""
+    shape = context.sample_aspect_ratio or Fraction(1)
+    is_turned = abs(size[0] - context.height) > 1 or abs(size[1] - context.width) > 1
+    return 1 / shape if is_turned else shape
 
 
 def _refused(sounds: Sequence[Any], name: str) -> list[Any]:

@@ -90,7 +90,12 @@ def _read(job: Job, options: Options) -> Iterator[Event]:
     plans: list[Plan] = []
 
     def choose(metadata: Any) -> np.ndarray:
-        plans.append(plan_windows(metadata, processor, options.window, options.stride))
+        try:
+            plans.append(plan_windows(metadata, processor, options.window, options.stride))
+        except VideoDecodeError:
+            raise
+        except ValueError as error:  # such as too few frames, if the processor does not repeat frames
+            raise VideoDecodeError(str(error)) from error
         return np.unique(plans[-1].frames)
 
     begun = None

@@ -80,7 +80,7 @@ class FoundVideos:
         shards: the shards that were read to their end.
         unlisted: folders, shards and videos that could not be listed or read. It is not known whether these videos, or
             those in them, are gone.
-        unreadable: for each shard or video in a folder that could not be read, the reason.
+        unreadable: for each shard in a folder that could not be read to its end, the reason.
     """
 
     videos: dict[str, Video] = field(default_factory=dict)
@@ -228,9 +228,13 @@ def _in_folder(folder: str, found: FoundVideos) -> Iterator[Video]:
                     yield from _in_shard(path, found)
             except (FileNotFoundError, NotADirectoryError):  # a dangling link, or deleted in the meantime
                 continue
-            except (OSError, CorpusError) as error:  # the videos before the damage are indexed
+            except (OSError, CorpusError) as error:
                 found.unlisted.append(path)
-                found.unreadable[path] = " ".join(str(error).split())
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                if is_video:
+                    logger.warning("%s cannot be read (%s): it is kept unchanged.", path, reason)
+                else:  # the videos before the damage are indexed
+                    found.unreadable[path] = reason
 
 
 def _in_shard(shard: str, found: FoundVideos) -> Iterator[Video]:

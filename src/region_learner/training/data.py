@@ -241,8 +241,8 @@ class TrainingStream(IterableDataset):
         # whole rounds are skipped here, and `StreamLoader` skips the rest.
         skip = self.skip // workers * workers
         for turn, step in enumerate(itertools.count(worker, workers)):
-            # With "alternate", each loader process alternates by its own turns. By steps, two processes would each
-            # read one of two corpora only, although each has shards of both.
+            # With "alternate", each loader process takes the corpora in turn. If they alternated by the global step,
+            # each of two processes would only read one of two corpora, although it has shards of both.
             position = worker + turn if self.mix == "alternate" else step
             number = _part_of_step(self.parts, self.mix, self.seed, position)
             rows = list(itertools.islice(streams[number], self.parts[number].batch_size))

@@ -124,12 +124,10 @@ def complete_arguments(
 ) -> None:
     """Sets defaults that depend on other arguments: when to evaluate, and which metric selects the checkpoint."""
     if data_arguments.eval_split is not None and training_arguments.eval_strategy == "no":
-        streamed = data_arguments.streaming or any(entry.get("streaming") for entry in data_arguments.corpora or [])
-        if streamed:  # a stream has no epochs
-            training_arguments.eval_strategy = IntervalStrategy.STEPS
+        streaming = [entry.get("streaming", data_arguments.streaming) for entry in data_arguments.corpora or [{}]]
+        training_arguments.eval_strategy = IntervalStrategy.STEPS if any(streaming) else IntervalStrategy.EPOCH
+        if any(streaming) and training_arguments.eval_steps is None:  # a stream has no epochs
             training_arguments.eval_steps = training_arguments.save_steps
-        else:
-            training_arguments.eval_strategy = IntervalStrategy.EPOCH
     set_best_model_metric(training_arguments, model_arguments.task)
 
 
@@ -206,7 +204,7 @@ def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearne
     how = {name: value for name, value in training.to_dict().items() if name in PUBLISHED_ARGUMENTS}
     recorded = {name: value for name, value in (vars(model) | vars(data) | how).items() if value is not None}
     for name in ("model", "video_tower", "text_tower"):
-        if name in recorded and os.path.isdir(recorded[name]):  # later, its name could be read as one on the Hub
+        if name in recorded and os.path.isdir(recorded[name]):  # a relative path could be mistaken for a Hub name
             recorded[name] = os.path.abspath(recorded[name])
     return recorded
 

@@ -26,12 +26,15 @@ logger = logging.getLogger(__name__)
 
 class _SaveAfterEvaluation(TrainerCallback):
     """
-    Postpones the checkpoint of an epoch's last step until the epoch is evaluated. A run that is resumed from it begins
-    with the next epoch, so this evaluation would be left out.
+    Postpones the checkpoint of the last step of an epoch, or of the run, until the epoch is evaluated. A run that is
+    resumed from it begins with the next epoch, so this evaluation would be left out.
     """
 
     def __init__(self):
         self.postponed = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.postponed = False  # left over from an interrupted run
 
     def on_step_end(self, args, state, control, **kwargs):
         ends_epoch = float(state.epoch).is_integer() or state.global_step >= state.max_steps

@@ -131,12 +131,24 @@ def _with_classes(dataset: Any, names: list[str] | None) -> Any:
     Raises:
         CorpusError: the rows have other classes.
     """
+    import datasets
+
     own = getattr((getattr(dataset, "features", None) or {}).get("label"), "names", names)
     if own == names or names is None:
         return dataset
     if unknown := [name for name in own if name not in names]:
-        raise CorpusError(f"eval_split has classes that the training data does not have, such as {unknown[0]!r}")
-    return dataset.align_labels_with_mapping({name: number for number, name in enumerate(names)}, "label")
+        raise CorpusError(
+            f"The eval_split has classes that the training data does not have, such as {unknown[0]!r}: evaluate on "
+            "another split, or leave out their videos."
+        )
+    numbers = [names.index(name) for name in own]
+    features = dataset.features.copy()
+    features["label"] = datasets.ClassLabel(names=names)
+
+    def renumber(label: int) -> dict[str, int]:
+        return {"label": numbers[label] if 0 <= label < len(numbers) else label}
+
+    return dataset.map(renumber, input_columns=["label"], features=features, load_from_cache_file=False)
 
 
 class AnswerLabel:
@@ -213,15 +225,19 @@ def check_splits(arguments: DataArguments) -> None:
         ValueError: an option of the corpus chooses the rows whatever the split is.
     """
     option = corpus_info(arguments.corpus).replaces_split
-    if option is None or option not in (arguments.corpus_options or {}):
+    chosen = (arguments.corpus_options or {}).get(option)
+    if chosen is None:
         return
-    trains = any("corpus" not in entry for entry in arguments.corpora or [{}])
+    trained_on = [
+        (*_source(arguments, entry)[:2], _options(arguments, entry).get(option)) for entry in arguments.corpora or [{}]
+    ]
+    trains = (arguments.corpus, arguments.data_dir, chosen) in trained_on
     splits = {"--eval-split": arguments.eval_split, "--test-split": arguments.test_split}
     used = [f"{name} {split}" for name, split in splits.items() if split is not None]
     if len(used) + trains > 1:
         entry = {"corpus": arguments.corpus, "data_dir": arguments.data_dir, "options": {option: "..."}}
         raise ValueError(
-            f"--corpus-options {option} chooses rows of the corpus {arguments.corpus!r} whatever the split is, so "
+            f"--corpus-options {option} chooses rows of the corpus {arguments.corpus!r} regardless of the split, so "
             f"{' and '.join(used)} would be the same rows{' as those to train on' if trains else ''}: choose the rows "
             f"to train on with --corpora '{json.dumps([entry])}', or set {used[-1].split()[0]} none."
         )
