@@ -14,9 +14,12 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     CLIPImageProcessor,
     CLIPTokenizer,
     GemmaTokenizer,
@@ -529,6 +532,25 @@ def test_patches_exclude_other_tokens(name):
     patches, pooled = image_states(name, model.video_model.backbone, images[:, 0])
     close(encoded.last_hidden_state[:, 0].flatten(1, 2), patches)
     close(encoded.pooler_output[:, 0], pooled)
+
+
+@torch.no_grad()
+def test_a_beit_that_was_pretrained_by_masking(tmp_path):
+    """It has no pooling layer, unlike one with a classifier. Its checkpoint says so after saving, too."""
+    config = AutoConfig.for_model(**TRANSFORMERS["beit"])
+    AutoModel.from_config(config, add_pooling_layer=False).save_pretrained(tmp_path / "masked")
+    AutoModel.from_config(config).save_pretrained(tmp_path / "pooled")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path / "text")
+    for name in ("masked", "pooled"):
+        model = from_pretrained_towers(tmp_path / name, tmp_path / "text").eval()
+        assert (model.video_model.backbone.pooler is None) == (name == "masked")
+        model.save_pretrained(tmp_path / "saved")
+        again, info = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        images = frames_of((64, 64), frames=1)
+        close(again.eval()(pixel_values_videos=images).video_embeds, model(pixel_values_videos=images).video_embeds)
 
 
 @torch.no_grad()

@@ -630,6 +630,12 @@ def test_what_is_given_is_not_replaced_by_a_field_of_the_backbone():
     assert by_override.hidden_act == "gelu"
     assert "_chosen" not in config.to_dict()
     assert not hasattr(copy.deepcopy(config), "_chosen")
+
+    class Own(RegionLearnerVideoConfig):
+        def __init__(self, **options):
+            super().__init__(hidden_act="relu", **options)
+
+    assert Own(backbone_config=backbone).hidden_act == "relu"
     with pytest.raises(ValueError, match="hidden_size=768 differs from that of the backbone, 32"):
         RegionLearnerVideoConfig(backbone_config=backbone, hidden_size=768)
 

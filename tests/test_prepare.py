@@ -302,6 +302,16 @@ def test_one_impossible_row_does_not_end_the_run(videos, tmp_path):
     assert "none: TypeError" in Path(result["report"]).read_text()
 
 
+def test_shards_of_a_subfolder_keep_what_they_say_about_mirroring(videos, tmp_path, capsys):
+    prepare_corpus(rows_of(videos[:2]), tmp_path / "root" / "a" / "shapes", workers=1, horizontal_flip=False)
+    shards = json.dumps({"shards": "a/shapes/train/*.tar"})
+    source = ["--corpus", "webdataset", "--data-dir", str(tmp_path / "root"), "--corpus-options", shards]
+    with pytest.raises(SystemExit) as end:
+        main(["corpus", "prepare", str(tmp_path / "small"), *source, "--workers", "1"])
+    assert not end.value.code
+    assert json.loads((tmp_path / "small" / "train" / "prepare.json").read_text())["horizontal_flip"] is False
+
+
 def test_avi_with_reordered_frames_keeps_its_times(tmp_path):
     """AVI has no time stamps of frames, and those of its packets are in another order."""
     path = video_processing.write_video(

@@ -139,7 +139,7 @@ def test_misspelled_options_are_refused(processor, video):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_kwargs": {"max_lenght": 2}}, "'max_lenght' is not an option of .*; did you mean 'max_length'"),
+        ({"text_kwargs": {"maxlength": 2}}, "'maxlength' is not an option of .*; did you mean 'max_length'"),
         ({"text_kwargs": {"num_frames": 2}}, "'num_frames' is not an option"),
         ({"images_kwargs": {"do_normalise": False}}, "'do_normalise' is not an option of .*'do_normalize'"),
         ({"audio": [0.0, 1.0]}, "takes texts, videos and images, not audio"),

@@ -191,6 +191,14 @@ def test_hits_that_cannot_be_read_do_not_hide_others(run, root, tmp_path):
     assert "cannot be shown" in (tmp_path / "p.html").read_text()
 
 
+def test_values_that_end_in_an_equals_sign(run, root, tmp_path):
+    shutil.copytree(root / "index", tmp_path / "lr=")
+    out, _ = run("search", f"{tmp_path}/lr=", "words", f"--within={root}/videos", "--json")
+    assert json.loads(out)
+    _, err = run("index", "videos", f"--index={tmp_path}/new=", "--model=none=", code=2)
+    assert "is empty" not in err
+
+
 def test_long_names_are_shortened(run, root, tmp_path):
     name = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 80 + ".mp4"
     (tmp_path / "v").mkdir()

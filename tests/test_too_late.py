@@ -310,6 +310,9 @@ SHARDS = {"corpus": "webdataset", "corpus_options": {"shards": "train/*.tar"}}
         ({"corpus": "webvid", "corpus_options": {"file": "a.csv"}, "eval_split": "val"}, r"options file chooses"),
         (SHARDS | {"corpora": [{"corpus": "cc3m"}], "eval_split": "val", "test_split": "test"},
          r"so --eval-split val and --test-split test would be the same rows: choose"),
+        (SHARDS | {"corpora": [{"corpus": "webdataset", "options": {"shards": "train/*.tar"}}], "eval_split": "val"},
+         r"so --eval-split val would be the same rows as those to train on: choose"),
+        (SHARDS | {"corpora": [{"options": {"shards": "other/*.tar"}}], "eval_split": "val"}, None),
         (SHARDS, None),
         (SHARDS | {"corpora": [{"corpus": "cc3m"}], "eval_split": "val"}, None),
         ({"corpus": "webdataset", "eval_split": "val", "test_split": "test"}, None),
@@ -322,6 +325,23 @@ def test_options_that_choose_rows_in_place_of_the_split(options, message):
         return
     with pytest.raises(ValueError, match=message):
         task_data.check_splits(DataArguments(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "expected"),
+    [
+        ({}, {}, ("epoch", None)),
+        ({"streaming": True}, {}, ("steps", 500)),
+        ({"streaming": True}, {"save_steps": 70}, ("steps", 70)),
+        ({"streaming": True}, {"eval_steps": 30}, ("steps", 30)),
+        ({"corpora": [{"streaming": True}, {}]}, {}, ("steps", 500)),
+        ({"streaming": True, "corpora": [{"streaming": False}]}, {}, ("epoch", None)),
+    ],
+)
+def test_when_a_split_is_evaluated_by_default(tmp_path, options, given, expected):
+    arguments = RegionLearnerTrainingArguments(str(tmp_path), report_to="none", **given)
+    run.complete_arguments(ModelArguments(), DataArguments(eval_split="val", **options), arguments)
+    assert (arguments.eval_strategy, arguments.eval_steps) == expected
 
 
 @pytest.mark.parametrize("what", ["save", "eval", "logging"])
@@ -351,6 +371,12 @@ def test_classes_of_the_evaluation_are_found_by_name(tmp_path):
     data.check("classification", arguments)
     label = data.label_function("classification", {"climb": 5, "jump": 6, "run": 7})
     assert [label(row) for row in data.eval_dataset] == [7, 5, 7]
+    data.eval_dataset = rows(["Run", "run", "climb", "jump"], [1, 2, -1])
+    with pytest.raises(ValueError, match="such as 'Run'"):  # names are compared exactly
+        data.check("classification", arguments)
+    data.eval_dataset = rows(["run", "climb"], [1, -1])
+    data.check("classification", arguments)
+    assert data.eval_dataset["label"][:] == [0, -1]  # a missing label stays one
     data.eval_dataset = rows(["run", "swim"], [0, 1])
     with pytest.raises(ValueError, match="has classes that the training data does not have, such as 'swim'"):
         data.check("classification", arguments)

@@ -433,6 +433,21 @@ def test_another_model_is_refused(make_index, videos, model, tmp_path):
     assert len(index) == 0
 
 
+def test_videos_that_are_too_short_for_the_processor(videos, model, tmp_path):
+    """Its checkpoint refuses short clips instead of repeating frames."""
+    other = shutil.copytree(model, tmp_path / "other")
+    network, processor = load_checkpoint(str(other), "retrieval")
+    processor.video_processor.short_clips = "error"
+    network.save_pretrained(other)
+    processor.save_pretrained(other)
+    make_video(videos / "short.mp4", 0.5, seed=3)
+    index = VideoIndex.create(tmp_path / "index", str(other), window=4, stride=2)
+    report = index.update(videos)
+    assert "short.mp4" in str(list(report.unreadable))
+    assert "frames" in report.unreadable[str(videos / "short.mp4")]
+    assert len(report.new) > 0
+
+
 def test_texts_may_be_in_any_sequence(make_index, videos):
     index = make_index()
     index.update(videos)

@@ -1828,7 +1828,8 @@ def _build_backbone(config: RegionLearnerVideoConfig) -> PreTrainedModel:
     Raises:
         ValueError: it is a timm model of another width than `config.hidden_size`.
     """
-    backbone = _from_config(config.backbone_config, pooling_layer=has_mean_pooler(config.backbone_config))
+    of_backbone: Any = config.backbone_config
+    backbone = _from_config(of_backbone, pooling_layer=has_mean_pooler(of_backbone))
     timm_model = getattr(backbone, "timm_model", None)
     if timm_model is not None and timm_model.num_features != config.hidden_size:
         raise ValueError(

@@ -234,7 +234,7 @@ def _load_transformers(name: str, as_backbone: bool) -> _ImageTower:
 
 
 def _transformers_backbone(name: str, config: PreTrainedConfig) -> _ImageTower:
-    if hasattr(config, "vocab_size"):
+    if hasattr(config, "vocab_size") and not hasattr(config, "patch_size"):  # BEiT has a vocabulary of patches
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which is not an image model.")
     try:
         model, missing = load_weights(AutoModel, name, add_pooling_layer=has_mean_pooler(config))

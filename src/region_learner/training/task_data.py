@@ -225,8 +225,7 @@ def check_splits(arguments: DataArguments) -> None:
         ValueError: an option of the corpus chooses the rows whatever the split is.
     """
     option = corpus_info(arguments.corpus).replaces_split
-    chosen = (arguments.corpus_options or {}).get(option)
-    if chosen is None:
+    if option is None or (chosen := (arguments.corpus_options or {}).get(option)) is None:
         return
     trained_on = [
         (*_source(arguments, entry)[:2], _options(arguments, entry).get(option)) for entry in arguments.corpora or [{}]
