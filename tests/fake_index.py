@@ -64,9 +64,10 @@ class FakeIndex:
         return str(self.folder / path)
 
     def search(
-        self, text=None, image=None, video=None, k=10, within=None, min_probability=0.0, regions=False
+        self, text=None, image=None, video=None, k=10, within=None, min_probability=0.0, regions=False, exclude=None
     ) -> list[Hit]:
-        self.searches.append({"text": text, "image": image, "video": video, "k": k, "within": within})
+        searched = {"text": text, "image": image, "video": video, "k": k, "within": within, "exclude": exclude}
+        self.searches.append(searched)
         if sum(given is not None for given in (text, image, video)) != 1:
             raise ValueError("Give one of text, image and video.")
         if text is not None:
@@ -79,6 +80,8 @@ class FakeIndex:
             if within is not None and not path.startswith(within):
                 continue
             for start, end in spans:
+                if exclude is not None and path == exclude[0] and start < exclude[2] and exclude[1] < end:
+                    continue
                 nearness = 1 - np.abs(self._mean_color(self.source(path), start, end) - wanted).max() / 255
                 hits.append(Hit(path, start, end, round(float(nearness), 3), 0.95 if nearness > 0.8 else 0.05))
         hits = [hit for hit in hits if hit.probability >= min_probability]

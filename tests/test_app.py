@@ -137,7 +137,8 @@ def test_more_like_this(index):
     hit = last(answers.to_words("red", *NO_FILTERS))[1][0]
     _, hits, answer, *_ = last(answers.to_more(hit, *NO_FILTERS))
     assert index.searches[-1]["video"] == (index.source(hit.path), 0.0, 4.0)
-    assert index.searches[-1]["k"] == 13
+    assert index.searches[-1]["exclude"] == (hit.path, 0.0, 4.0)
+    assert index.searches[-1]["k"] == 12
     assert len(hits) == 2
     assert all((other.path, other.start) != (hit.path, hit.start) for other in hits)  # the hit itself is left out
     assert "Probably nothing in this index matches 00:00-00:04 of trips/red then blue.mp4" in answer

@@ -96,6 +96,11 @@ def test_a_relative_start_that_is_gone_is_not_a_model_of_the_hub(card, run, tmp_
     training = RegionLearnerTrainingArguments("x", report_to="none")
     recorded = _recorded(ModelArguments(model="runs/pretrain"), DataArguments(corpus="msvd"), training)
     assert recorded["model"] == str(tmp_path / "runs" / "pretrain")
+    entries = [{"corpus": "webdataset", "data_dir": "shards"}, {"corpus": "cc3m"}]
+    several = _recorded(ModelArguments(), DataArguments(data_dir="clips", corpora=entries), training)
+    assert several["data_dir"] == str(tmp_path / "clips")  # compared with that of an evaluation elsewhere
+    assert several["corpora"] == [{"corpus": "webdataset", "data_dir": str(tmp_path / "shards")}, {"corpus": "cc3m"}]
+    assert entries[0]["data_dir"] == "shards"
     text = card(MSVD, checkpoint=run({"model": recorded["model"], "corpus": "msvd"}))
     assert "base_model" not in metadata(text)
     assert "and possibly on more, because not all of its training is recorded" in limits(text)[0]

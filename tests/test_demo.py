@@ -14,6 +14,7 @@ from region_learner.demo import (
     check_in_fresh_process,
     index_videos,
     metrics_rows,
+    run_demo,
     search_captions,
 )
 from region_learner.evaluation import retrieval_accuracy
@@ -115,3 +116,11 @@ def test_chance():
     header, rows = metrics_rows(metrics)
     assert [len(row) for row in rows] == [len(header)] * 3
     assert rows[-1][:2] == ["chance (4 videos)", 25]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "videos", "videos.index", "index.html"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"already contains {name}, which the demo would replace"):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -457,6 +457,27 @@ def test_existing_features_are_kept(root, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "cached").iterdir() if path.is_dir()) == ["test", "train"]
 
 
+def test_only_features_are_overwritten(root, tmp_path, capsys):
+    """The videos themselves may be in a directory of this name."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.mp4").write_text("a video")
+    arguments = ["--corpus=folder", "--data-dir", root / "corpus", "--output", tmp_path, "--workers=1"]
+    for options in ([], ["--overwrite"]):
+        code, _, err = command(capsys, "corpus", "features", root / "clip", *arguments, *options)
+        assert code == 2
+        assert "train already exists, and does not have features: choose another --output" in last_line(err)
+    assert (tmp_path / "train" / "a.mp4").read_text() == "a video"
+
+
+@pytest.mark.parametrize("name", ["check", "prepare"])
+def test_features_are_not_videos(root, tmp_path, capsys, name):
+    output = [tmp_path / "out"] if name == "prepare" else []
+    code, _, err = command(capsys, "corpus", name, *output, "--corpus=features", "--data-dir", root / "cached")
+    assert code == 2
+    assert "The corpus 'features' has features instead of videos" in last_line(err)
+    assert not (tmp_path / "out").exists()
+
+
 def killed_run(root: str, output: str, per_shard: int, after: int):
     torch.set_num_threads(1)
     features._SHARD_BYTES = per_shard * FRAMES * 17 * 32 * 2

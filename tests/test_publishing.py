@@ -1143,6 +1143,7 @@ def test_files_in_another_form(checkpoint, loads, capsys, name, content, message
 
 def test_weights_of_a_damaged_index(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text("[]")
+    (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model.safetensors.index.json does not name the files of the weights"):
         weights_of(checkpoint)
 

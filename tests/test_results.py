@@ -230,14 +230,25 @@ def test_an_index_cannot_point_outside_its_checkpoint(tmp_path):
     assert weights_of(checkpoint) == {"own": sha256(checkpoint / "own")}
 
 
+def test_one_file_of_weights_precedes_shards(tmp_path):
+    """transformers loads it, too, if an index was left over from an earlier save."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(weights_of(tmp_path)) > 1
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert weights_of(tmp_path) == {"model.safetensors": sha256(tmp_path / "model.safetensors")}
+
+
 def test_description_of_a_hub_model(tmp_path, monkeypatch):
     """The files are those of the loaded commit in the cache."""
     model = tiny_model()
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "models--someone--tiny" / "snapshots" / commit
     model.save_pretrained(snapshot)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    model.config._commit_hash = commit
     found = describe_model(model, "someone/tiny")
     assert (found["name"], found["revision"]) == ("someone/tiny", commit)
     assert found["weights"] == {"model.safetensors": sha256(snapshot / "model.safetensors")}

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from region_learner import VideoIndex
 from region_learner.cli import main
 from region_learner.cli import search as search_commands
 from region_learner.cli.search import _parse_video, given_videos
 from region_learner.search import percent
+from region_learner.search.nearest import NearestRows
 
 from .search_toys import make_video, save_checkpoint
 
@@ -133,6 +135,12 @@ def test_export_and_page(run, root, tmp_path):
         (["train", "moving_shapes", "--output-dir", ""], "--output-dir is empty"),
         (["index", "", "--index", "new"], "An argument is empty"),
         (["search", "", "words"], "An argument is empty"),
+        (
+            ["index", "--index", "new", "--from-embeddings", "parts", "--window", "0"],
+            "takes only --index DIR and --json",
+        ),
+        (["corpus", "check", "--data-dir", "videos", "--memory", "inf"], "--memory must be"),
+        (["regions", "model", "videos/a.mp4", "--output", "r.mpg"], "does not have the extension of an image file"),
         (["index", "videoz", "--index", "new", "--model", "model"], "There is no file or folder"),
         (["index", "videos", "--index", "videos", "--model", "model"], "videos contains other files"),
     ],
@@ -197,6 +205,23 @@ def test_values_that_end_in_an_equals_sign(run, root, tmp_path):
     assert json.loads(out)
     _, err = run("index", "videos", f"--index={tmp_path}/new=", "--model=none=", code=2)
     assert "is empty" not in err
+
+
+def test_names_of_queries_that_are_not_text(run, root, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Image.new("RGB", (40, 40)).save(name)
+    out, _ = run("search", "index", "words", "--image", name)
+    assert "caf\\udce9.png:" in out
+    out.encode()
+
+
+def test_more_hits_than_windows_need_no_memory(root, monkeypatch):
+    index = VideoIndex.open(root / "index")
+    search, numbers = NearestRows.search, []
+    monkeypatch.setattr(NearestRows, "search", lambda self, *args: numbers.append(args[1]) or search(self, *args))
+    hits = index.search("words", k=10**9)
+    assert len(hits) == len(index.search("words", k=50))
+    assert max(numbers) <= index.database.about("rows")
 
 
 def test_long_names_are_shortened(run, root, tmp_path):

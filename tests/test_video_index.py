@@ -448,6 +448,49 @@ def test_videos_that_are_too_short_for_the_processor(videos, model, tmp_path):
     assert len(report.new) > 0
 
 
+def test_a_span_of_the_index_as_a_query(make_index, videos):
+    """Without its own windows, it is as if they were not in the index."""
+    index = make_index()
+    index.update(videos)
+    first, second = index.search("a red", k=2)
+    span = (first.path, first.start, first.end)
+    query = {"video": span, "k": 50}
+    found = index.search(**query, exclude=span)
+    assert found
+    assert all(hit.path != first.path or hit.end <= first.start or hit.start >= first.end for hit in found)
+    expected = [hit for hit in index.search(**query) if hit.path != first.path]
+    assert [(hit.path, hit.start, hit.score) for hit in found if hit.path != first.path] == [
+        (hit.path, hit.start, hit.score) for hit in expected
+    ]
+    assert found[0].probability > expected[0].probability  # the query is not a rival of the other hits
+    within = index.search(**query, exclude=span, within=os.path.dirname(second.path))
+    assert {hit.path for hit in within} <= {hit.path for hit in found}
+    assert index.search(**query, exclude=("/nowhere.mp4", 0, 1)) == index.search(**query)
+    assert index.search(**query, exclude=(first.path, 1e6, 2e6)) == index.search(**query)
+    alone = make_index("alone")
+    alone.update(first.path)
+    assert alone.search(**query, exclude=(first.path, 0, 1e6)) == []
+
+
+def test_windows_of_a_span_are_not_rivals_of_its_hit(make_index, videos, monkeypatch):
+    index = make_index()
+    index.update(videos)
+    seen = []
+    original = index_module.hit_probabilities
+    monkeypatch.setattr(
+        index_module, "hit_probabilities", lambda *arguments: seen.append(arguments) or original(*arguments)
+    )
+    hits = index.search("a red", k=50)
+    _, best, sample, _, count, _ = seen[-1]
+    windows = [(record, span) for record in index.database.records() for span in record.spans.tolist()]
+    rivals = sum(
+        not any(hit.path == record.video.path and start < hit.end and hit.start < end for hit in hits)
+        for record, (start, end) in windows
+    )
+    assert len(hits) == len(best) < 10
+    assert len(sample) == count == rivals < len(windows)
+
+
 def test_texts_may_be_in_any_sequence(make_index, videos):
     index = make_index()
     index.update(videos)

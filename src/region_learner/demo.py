@@ -97,6 +97,10 @@ def print_metrics(console: Console, metrics: dict[str, Any]):
     console.print(table)
 
 
+_OF_SEARCH = ("videos", "videos.index")
+_REPLACED = ("checkpoint", *_OF_SEARCH, "index.html")
+
+
 def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus_options: dict | None = None) -> Path:
     """
     Makes the corpus, trains, evaluates and saves a model, indexes videos and searches them by text, loads the
@@ -111,11 +115,15 @@ def run_demo(output: str | os.PathLike, options: list[str] | None = None, corpus
         The path of the page.
 
     Raises:
+        ValueError: `output` contains files of the same names that an earlier demo has not made.
         RuntimeError: the checkpoint cannot be loaded without this package.
     """
     console, output, start = Console(stderr=True), Path(output), time.perf_counter()
     arguments = parse_arguments([RECIPE, *(options or ())], output_dir=str(output / "checkpoint"), overwrite=True)
     model_arguments, data_arguments, training_arguments = arguments
+    is_of_demo = (output / "corpus" / "corpus.json").is_file()
+    if not is_of_demo and (others := [name for name in _REPLACED if (output / name).exists()]):
+        raise ValueError(f"{output} already contains {others[0]}, which the demo would replace: use another --output.")
 
     console.rule("1. Corpus")
     made = (data_arguments.corpus_options or {}) | (corpus_options or {})
@@ -165,7 +173,7 @@ def index_videos(checkpoint: Path, test: Any, output: Path) -> tuple[VideoIndex,
     Returns:
         The index, and for each caption that describes only one clip the path, start and end (in seconds) of the clip.
     """
-    for name in ("videos", "videos.index"):
+    for name in _OF_SEARCH:
         shutil.rmtree(output / name, ignore_errors=True)
     (output / "videos").mkdir()
     places: dict[str, tuple[str, float, float]] = {}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .conversion.checkpoints import load_config
 from .corpora import CorpusError
 from .corpora.features import (
     ABOUT,
@@ -27,7 +26,7 @@ from .corpora.features import (
     write_rows,
 )
 from .corpora.rows import check_ids
-from .evaluation.provenance import digest_of_rows, shown_path
+from .evaluation.provenance import commit_of, digest_of_rows, shown_path
 from .evaluation.reading import CorpusRows, read_clips, warn_of_unreadable
 from .files import locked, naming, sync_directory, sync_tree, write_json
 from .inference import evaluation_mode
@@ -76,7 +75,7 @@ def compute_features(
     Raises:
         ValueError: the model does not have a backbone, its features do not fit in float16, or too many videos are
             unreadable.
-        CorpusError: `output_dir/split` already exists.
+        CorpusError: `output_dir/split` already exists, and does not have features or is not to be overwritten.
         BlockingIOError: another run is writing there.
 
     Example:
@@ -86,8 +85,13 @@ def compute_features(
     output = Path(output_dir)
     if not split or Path(split).name != split or split.startswith("."):
         raise CorpusError(f"split={split!r} must be the name of a directory")
-    if (output / split).exists() and not overwrite:
-        raise CorpusError(f"{output / split} already exists: choose another --output, or replace it with --overwrite")
+    if (output / split).exists():
+        if not (output / split / ABOUT).is_file():  # it may be the videos themselves
+            raise CorpusError(f"{output / split} already exists, and does not have features: choose another --output")
+        if not overwrite:
+            raise CorpusError(
+                f"{output / split} already exists: choose another --output, or replace it with --overwrite"
+            )
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable={max_unreadable} must be a share between 0 and 1.")
     check_checkpoint(model)
@@ -148,7 +152,7 @@ class _Encoder:
         return {
             "format": FORMAT,
             "model": shown_path(self.name),
-            "revision": getattr(load_config(self.name), "_commit_hash", None),
+            "revision": commit_of(self.name),
             "backbone_sha256": digest_of_weights(self.model.backbone),
             "shape": list(self.shape),
             "dtype": "float16",

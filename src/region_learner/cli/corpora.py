@@ -111,6 +111,7 @@ def prepare(
     from ..corpora.registry import allows_mirroring
 
     options = PrepareOptions(short_side, max_fps or None, num_frames, group, crf, clips_per_shard)
+    _refuse_features(corpus)
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
     shards = mapping("--corpus-options", corpus_options).get("shards") if corpus == "webdataset" else None
     size, mirrors = int(memory * 2**30), allows_mirroring(corpus, data_dir, shards)
@@ -181,6 +182,11 @@ def features(
     print_wrote(f"features of {result['videos']} videos ({amount}) to {output / split}")
 
 
+def _refuse_features(corpus: str | None) -> None:
+    if corpus == "features":
+        raise ValueError("The corpus 'features' has features instead of videos: name the corpus that they come from.")
+
+
 @corpus_app.command()
 def check(
     corpus: Corpus = "folder",
@@ -204,6 +210,7 @@ def check(
     """
     from ..corpora import check_corpus
 
+    _refuse_features(corpus)
     rows = read_corpus(corpus, data_dir, split, corpus_options, max_missing)
     with interruptible("Nothing was written. Run the same command to start again."):
         result = check_corpus(rows, workers, timeout, memory=int(memory * 2**30))

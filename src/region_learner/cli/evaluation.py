@@ -404,7 +404,7 @@ def regions(
 def _check_picture(output: Path) -> None:
     from PIL import Image
 
-    if output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--output {str(output)!r} does not have the extension of an image file, such as .png.")
     output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -483,12 +483,14 @@ def _print_phrases(model: str, videos: list[str], query: str, output: Path | Non
     for video, picture in pictures.items():
         with naming(picture):
             draw_phrases(encoder, processor, video, query).save(picture)
+    from ..files import readable
+
     rows = {video: [_phrase_row(match) for match in matches] for video, matches in found.items()}
     if as_json:
         print_json(rows)
     else:
         for video, of_video in rows.items():
-            print(f"{video}:")
+            print(f"{readable(video)}:")
             print_rows("phrase", {f"{number} {row.pop('text')}": row for number, row in enumerate(of_video)})
     for picture in pictures.values():
         print_wrote(picture)

@@ -43,6 +43,7 @@ Memory = Annotated[
     float,
     typer.Option(
         min=0.1,
+        max=2**20,
         metavar="GIB",
         help="Memory limit per video, on Linux. A video that needs more counts as unreadable.",
     ),

@@ -101,7 +101,8 @@ def index(
             corpus_options,
             max_missing,
         )
-        _index_parts(index, videos, from_embeddings, any(value not in (None, False) for value in given), as_json)
+        others = any(value is not None and value is not False for value in given)
+        _index_parts(index, videos, from_embeddings, others, as_json)
         return
     if index is None:
         raise ValueError("--index DIR is missing: name the directory of the index, which is created if it is new")
@@ -345,7 +346,7 @@ def _print_hits(name: str, hits: "list[Hit]", heading: bool) -> None:
     from ..search import NO_MATCH, clock, percent
 
     if heading:
-        print(f"{name}:")
+        print(f"{readable(name)}:")
     if not hits:
         print("Nothing was found: no hit passes the filters, or the index is empty.", file=sys.stderr)
         return

@@ -16,7 +16,7 @@ from datasets import Dataset, Image, Video
 
 from ..errors import in_one_line, install_hint, is_for_user, nearest_or_all
 from ..loading import load_checkpoint
-from .provenance import describe_model
+from .provenance import describe_model, digest_of_file
 from .reading import BATCH_SIZE
 from .retrieval import embed_texts, embed_videos
 
@@ -119,8 +119,11 @@ def _metadata(model: Any, processor: Any, name: str) -> ModelMeta:
     the results of other weights with the same name are never mistaken for those of this model.
     """
     about = describe_model(model, name)
-    files = json.dumps([about["weights"], about["files"]], sort_keys=True).encode()
     is_local = os.path.isdir(name)
+    weights = about["weights"]
+    if is_local and not weights:  # in another format than safetensors
+        weights = {path.name: digest_of_file(path) for path in sorted(Path(name).glob("pytorch_model*.bin"))}
+    files = json.dumps([weights, about["files"]], sort_keys=True).encode()
     return ModelMeta.create_empty(
         {
             "name": f"local/{Path(name).resolve().name}" if is_local else name,

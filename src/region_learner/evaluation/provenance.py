@@ -71,7 +71,7 @@ def describe_model(model, name: str) -> dict[str, Any]:
         model: a model that was loaded with `from_pretrained`.
         name: the directory or Hub name that it was loaded from.
     """
-    revision = None if os.path.isdir(name) else getattr(model.config, "_commit_hash", None)
+    revision = commit_of(name)
     video = model.config.video_config
     config = {key: getattr(video, key, None) for key in _VIDEO_CONFIG}
     config["temporal_fusion"] = video.resolved.temporal_fusion
@@ -84,7 +84,7 @@ def describe_model(model, name: str) -> dict[str, Any]:
         "class": type(model).__name__,
         "revision": revision,
         "weights": weights_of(name, revision),
-        "files": {file: _sha256(path) for file in _FILES if (path := _find(name, file, revision)) is not None},
+        "files": {file: digest_of_file(path) for file in _FILES if (path := _find(name, file, revision)) is not None},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": config,
     }
@@ -109,6 +109,12 @@ def digest_of_rows(dataset) -> str:
     return digest.hexdigest()
 
 
+def commit_of(name: str | os.PathLike[str]) -> str | None:
+    """Returns the commit of a Hub model in the cache that was loaded last; None for a directory."""
+    path = None if os.path.isdir(name) else _find(name, "config.json", None)
+    return path.parent.name if path is not None and re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
+
+
 def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dict[str, str]:
     """
     Returns the SHA-256 of each weights file of a checkpoint: one file, or the shards that its index names.
@@ -116,12 +122,12 @@ def weights_of(name: str | os.PathLike[str], revision: str | None = None) -> dic
     Raises:
         ValueError: the index of the shards is damaged.
     """
-    index = _find(name, "model.safetensors.index.json", revision)
     files = ["model.safetensors"]
-    if index is not None:
+    index = _find(name, "model.safetensors.index.json", revision)
+    if index is not None and _find(name, files[0], revision) is None:  # transformers prefers the single file, too
         # An index must not point outside the checkpoint.
         files = [file for file in sorted(shards_of(index)) if Path(file).name == file]
-    return {file: _sha256(path) for file in files if (path := _find(name, file, revision)) is not None}
+    return {file: digest_of_file(path) for file in files if (path := _find(name, file, revision)) is not None}
 
 
 def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path | None:
@@ -135,7 +141,7 @@ def _find(name: str | os.PathLike[str], file: str, revision: str | None) -> Path
     return Path(found) if isinstance(found, str) else None
 
 
-def _sha256(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -266,14 +266,16 @@ class Answers:
         within, least, count = filters
         count = min(max(1, int(count)), MOST_HITS)
         within = self.folders.get(within, within) or None
-        options = {"k": count + (query.itself is not None), "within": within, "min_probability": least / 100}
+        itself = query.itself
+        exclude = None if itself is None else (itself.path, itself.start, itself.end)
+        options = {"k": count, "within": within, "min_probability": least / 100, "exclude": exclude}
         try:
             with self.lock:
                 found = self.index.search(**query.options, **options)
         except UNREADABLE as error:
             yield self._values(query, [], problem=message_of(error), words=words, file=file)
             return
-        hits = [hit for hit in found if not _overlap(hit, query.itself)][:count]
+        hits = found[:count]
         shown = [ShownHit(hit) for hit in hits]
         yield self._values(query, shown, least, words=words, file=file)
         for first in range(0, len(hits), _PICTURES_AT_ONCE):
@@ -308,10 +310,6 @@ def hit_of(hits: Sequence[Hit], data: Any) -> Any:
     """Returns the hit whose number a browser sent, or None. The browser is not trusted: it may send anything."""
     number = data.get("hit") if isinstance(data, dict) else None
     return hits[number] if type(number) is int and 0 <= number < len(hits) else None
-
-
-def _overlap(hit: Hit, other: Hit | None) -> bool:
-    return other is not None and hit.path == other.path and hit.start < other.end and other.start < hit.end
 
 
 def kind_of(file: str) -> str:

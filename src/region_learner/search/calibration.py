@@ -106,7 +106,7 @@ def evidence(
     copies = np.array([(first @ hit > _COPY).sum() for hit in first])
     highest = scores.max()
     total = (np.exp(scale * (rivals - highest)) / copies).sum()
-    total += np.exp(scale * (below - highest)).sum() * max(windows / len(sample), 1)
+    total += np.exp(scale * (below - highest)).sum() * max(windows / max(len(sample), 1), 1)
     share = scale * (scores - highest) - np.log(total)
     return np.stack([scale * (scores - chance), share], axis=1)
 

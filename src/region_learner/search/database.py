@@ -347,6 +347,8 @@ def evenly_spaced(ranges: np.ndarray, count: int) -> np.ndarray:
 
 def merged(ranges: np.ndarray) -> np.ndarray:
     """Returns disjoint ranges (n, 2) in order, with adjacent ranges merged."""
+    if not len(ranges):
+        return ranges
     ranges = ranges[ranges[:, 0].argsort()]
     is_first = np.append(True, ranges[1:, 0] != ranges[:-1, 1])
     is_last = np.append(is_first[1:], True)

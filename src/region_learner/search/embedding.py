@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..conversion.checkpoints import load_config
 from ..corpora.features import preprocessing_of
+from ..evaluation.provenance import commit_of
 from ..inference import evaluation_mode
 from ..loading import check_checkpoint, load_checkpoint
 from ..phrase_maps import find_phrases, find_words
@@ -77,7 +77,7 @@ class Embedder:
         """Returns the settings that an index must match, as JSON values."""
         return {
             "model": self.name,
-            "revision": getattr(load_config(self.name), "_commit_hash", None),
+            "revision": commit_of(self.name),
             "weights": _hash_of_weights(self.model),
             "preprocessing": preprocessing_of(self.processor.video_processor),
             "num_frames": self.processor.video_processor.num_frames,

@@ -343,6 +343,7 @@ class VideoIndex:
         min_score: float | None = None,
         min_probability: float | None = None,
         regions: bool = False,
+        exclude: tuple[str, float, float] | None = None,
     ) -> Any:
         """
         Returns the spans of videos that match a query best. Exactly one of `text`, `image` and `video` is required.
@@ -360,6 +361,8 @@ class VideoIndex:
             min_score: minimum cosine similarity of a hit.
             min_probability: minimum probability of a hit.
             regions: whether to run the model on the hits to fill `Hit.regions`.
+            exclude: a span `(path, start, end)` in seconds. Windows that overlap it are not searched: for a query that
+                is itself in the index.
 
         Returns:
             The hits, best first; for a list of texts, one list of hits per text.
@@ -375,7 +378,7 @@ class VideoIndex:
         queries = self._embed(text, image, video)
         folder = None if within is None else _absolute(within)
         with self._lock:
-            all_hits = [self._search(query, k, folder, text is not None) for query in queries]
+            all_hits = [self._search(query, k, folder, text is not None, exclude) for query in queries]
         lowest, least = -2 if min_score is None else min_score, min_probability or 0
         found = [[hit for hit in hits if hit.score >= lowest and hit.probability >= least][:k] for hits in all_hits]
         if regions:
@@ -397,7 +400,18 @@ class VideoIndex:
         start, end = span or (None, None)
         return [Query(self.embedder.clip(videos=[video], start=start, end=end))]
 
-    def _search(self, query: Query, k: int, within: str | None, is_text: bool) -> list[Hit]:
+    def _without(self, view: _View, path: str, start: float, end: float) -> _View:
+        record = self.database.record(path)
+        if record is None or not len(record.spans):
+            return view
+        overlap = np.flatnonzero((record.spans[:, 0] < end) & (record.spans[:, 1] > start))
+        if not len(overlap):
+            return view
+        return view.without(record.first_row + int(overlap[0]), record.first_row + int(overlap[-1]) + 1)
+
+    def _search(
+        self, query: Query, k: int, within: str | None, is_text: bool, exclude: tuple[str, float, float] | None = None
+    ) -> list[Hit]:
         """Returns at least `k` hits of a query, if there are that many."""
         with self.database.snapshot():  # for one query only, because it keeps other processes from committing
             view = self._current_view()
@@ -408,19 +422,25 @@ class VideoIndex:
                         f"The index {self.directory} has no videos within {within}{self.database.near(within)}"
                     )
                 view = view.restricted(ranges)
+            if exclude is not None:
+                view = self._without(view, *exclude)
             return self._hits(view, query, k, is_text) if view.count else []
 
     def _hits(self, view: _View, query: Query, k: int, is_text: bool) -> list[Hit]:
         reranks = query.words is not None and view.windows.tokens is not None
-        wanted = max(k, _RERANKED if reranks else 0, RIVALS)
-        nearest = max(_NEAREST, 10 * wanted)
+        wanted = min(max(k, _RERANKED if reranks else 0, RIVALS), view.count)
+        nearest = min(max(_NEAREST, 10 * wanted), view.count)
         while len(found := self._spans(view, query.vector, nearest, wanted)) < wanted and nearest < view.count:
             nearest *= 4  # one video may have many windows that match
         found = found[:wanted]
         scale = self.embedder.logit_scale
         chance = view.text_chance if is_text else view.clip_chance
         best = view.vectors.take(np.array([span.best for span in found], np.int64))
-        probabilities = hit_probabilities(query.vector, best, view.sample, chance, view.count, scale)
+        sample, count = view.sample, view.count
+        if len(found) < RIVALS:  # other windows of a span are not rivals of its hit
+            is_rival = ~self._are_in_spans(view.sample_rows, found)
+            sample, count = sample[is_rival], round(count * is_rival.mean())
+        probabilities = hit_probabilities(query.vector, best, sample, chance, count, scale)
         if reranks:
             found[:_RERANKED] = self._reranked(view, query, found[:_RERANKED])
         # The probabilities belong to the ranks, even though re-ranking by words makes more of the first hits right.
@@ -428,6 +448,16 @@ class VideoIndex:
             Hit(span.path, span.start, span.end, span.score, float(probability))
             for span, probability in zip(found, probabilities)
         ]
+
+    def _are_in_spans(self, rows: np.ndarray, found: list[_Span]) -> np.ndarray:
+        """Returns whether the windows of `rows` overlap with one of the spans."""
+        are_in = np.zeros(len(rows), bool)
+        for span in found:
+            record = self.database.record(span.path)
+            assert record is not None
+            overlap = (record.spans[:, 0] < span.end) & (record.spans[:, 1] > span.start)
+            are_in |= np.isin(rows, record.first_row + np.flatnonzero(overlap))
+        return are_in
 
     def _reranked(self, view: _View, query: Query, spans: list[_Span]) -> list[_Span]:
         """Returns spans sorted by the sum of the model's two logits for the best window of each."""
@@ -455,11 +485,14 @@ class VideoIndex:
             spans = record.spans[part * _PART : (part + 1) * _PART]
             seen.update(range(first, first + len(spans)))
             scores = inner_products(view.vectors.read(first, first + len(spans)), query)
+            places = np.arange(len(spans)) + first
+            is_searched = (places < view.excluded[0]) | (places >= view.excluded[1])
+            scores, spans, places = scores[is_searched], spans[is_searched], places[is_searched]
             highest = scores.max()
             if sum(span.score > highest for span in found) >= wanted:
                 break  # all others score lower
             for start, end, best in find_spans(scores, spans):
-                found.append(_Span(-float(scores[best]), record.video.path, start, end, first + best))
+                found.append(_Span(-float(scores[best]), record.video.path, start, end, int(places[best])))
         # A row that is not among the nearest may score as much as the last of them.
         floor = row_scores[-1] if nearest < view.count else -np.inf
         return sorted(span for span in found if span.score >= floor)
@@ -576,8 +609,10 @@ class _View:
     Attributes:
         windows: vectors and tokens of the windows.
         allowed: the ranges of rows that are searched (n, 2); None for all.
+        excluded: the range of rows that is left out of them.
+        filled: the ranges of rows that belong to a video (n, 2).
         count: the number of rows that are searched.
-        sample: some of their vectors.
+        sample: some of their vectors, and `sample_rows`, their rows.
         text_chance, clip_chance: the scores that the best window reaches by chance, for texts and for clips.
     """
 
@@ -590,11 +625,14 @@ class _View:
         self.nearest = NearestRows(self.vectors, self.vectors.directory, rows, holes)
         self.neutral = _neutral(database)
         self.allowed: np.ndarray | None = None
+        self.excluded = (0, 0)
+        starts, ends = np.append(0, holes[:, 1]), np.append(holes[:, 0], rows)
+        self.filled = np.stack([starts, ends], 1)[starts < ends]
         self.count = rows - int((holes[:, 1] - holes[:, 0]).sum())
         self._set_sample(database.sampled_rows(_SAMPLE))
 
     def _set_sample(self, rows: np.ndarray) -> None:
-        self.sample = self.vectors.take(rows)
+        self.sample_rows, self.sample = rows, self.vectors.take(rows)
         if len(rows):
             self.text_chance = score_by_chance(self.sample, self.neutral, self.count)
             self.clip_chance = clip_score_by_chance(self.sample, self.count)
@@ -605,6 +643,15 @@ class _View:
         view.allowed = merged(ranges)
         view.count = int((ranges[:, 1] - ranges[:, 0]).sum())
         view._set_sample(evenly_spaced(ranges, _SAMPLE))
+        return view
+
+    def without(self, first: int, last: int) -> _View:
+        """Returns a view without the rows from `first` to `last` (exclusive)."""
+        starts, ends = (self.filled if self.allowed is None else self.allowed).T
+        before, after = np.stack([starts, np.minimum(ends, first)], 1), np.stack([np.maximum(starts, last), ends], 1)
+        ranges = np.concatenate([before, after])
+        view = self.restricted(ranges[ranges[:, 0] < ranges[:, 1]])
+        view.excluded = first, last
         return view
 
 

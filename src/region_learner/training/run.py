@@ -206,6 +206,12 @@ def _recorded(model: ModelArguments, data: DataArguments, training: RegionLearne
     for name in ("model", "video_tower", "text_tower"):
         if name in recorded and os.path.isdir(recorded[name]):  # a relative path could be mistaken for a Hub name
             recorded[name] = os.path.abspath(recorded[name])
+    if "corpora" in recorded:
+        recorded["corpora"] = [dict(entry) for entry in recorded["corpora"]]
+    # Directories are compared later, perhaps from another working directory.
+    for entry in (recorded, *recorded.get("corpora", [])):
+        if entry.get("data_dir") is not None:
+            entry["data_dir"] = os.path.abspath(os.path.expanduser(entry["data_dir"]))
     return recorded
 
 
