@@ -208,10 +208,10 @@ def test_values_that_end_in_an_equals_sign(run, root, tmp_path):
 
 
 def test_names_of_queries_that_are_not_text(run, root, tmp_path):
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png")
     Image.new("RGB", (40, 40)).save(name)
     out, _ = run("search", "index", "words", "--image", name)
-    assert "caf\\udce9.png:" in out
+    assert "/\\udce9.png:" in out
     out.encode()
 
 
