@@ -159,6 +159,25 @@ def test_flash_kernels_support_the_attention():
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_flex_attention_equals_sdpa(masked):
+    """With gradients and masks, which PyTorch does not support on a CPU."""
+    by_sdpa = tiny_model(hidden_size=64).cuda().train()  # flex attention needs heads of at least 16 channels
+    by_flex = copy.deepcopy(by_sdpa)
+    by_flex.video_model.set_attn_implementation("flex_attention")
+    inputs = batch()
+    if masked:
+        inputs["frame_mask"] = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 1]], device="cuda")
+    losses = []
+    for model in (by_sdpa, by_flex):
+        losses.append(model(**inputs, return_loss=True).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+    for (name, one), (_, other) in zip(by_sdpa.named_parameters(), by_flex.named_parameters()):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-2, atol=1e-3, msg=name)
+
+
 def test_activation_checkpointing_changes_nothing():
     models = [tiny_model().cuda() for _ in range(2)]
     checkpoint_activations(models[1])
