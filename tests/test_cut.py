@@ -290,6 +290,20 @@ def test_sound_after_encoding_has_started_over(tmp_path, monkeypatch):
     assert len(expected) > 50
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_the_shape_of_pixels_of_h264(tmp_path, suffix):
+    """Its header is only read by decoding."""
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = add_video_stream(container, "libx264", 25, {"g": "50", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        for image in pictures(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    assert module._shape_of_pixels(str(path)) == Fraction(16, 11)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (64, 48)])
 def test_the_shape_of_pixels_and_the_colors_are_kept(tmp_path, size):
     height, width = size

@@ -565,9 +565,9 @@ def without(root: Path, *missing: int) -> Dataset:
     return Dataset.from_list([row | {"video": f"gone{i}.mp4"} if i in missing else row for i, row in enumerate(rows)])
 
 
-@pytest.mark.parametrize("kind", ["the last one is gone", "one is repaired"])
+@pytest.mark.parametrize("kind", ["the last one is gone", "one is repaired", "one is repaired, and tried again"])
 def test_videos_that_change_between_runs(root, tmp_path, monkeypatch, caplog, kind):
-    """Each clip keeps the features of its own video, and repaired videos are not left out."""
+    """Each clip keeps the features of its own video, and repaired videos are left out unless they are tried again."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(features, "_SHARD_BYTES", 2 * FRAMES * 17 * 32 * 2)
     monkeypatch.setattr(features, "digest_of_rows", lambda dataset: "the same corpus")
@@ -586,9 +586,13 @@ def test_videos_that_change_between_runs(root, tmp_path, monkeypatch, caplog, ki
         with pytest.raises(KeyboardInterrupt):
             compute_features(str(root / "clip"), before, tmp_path / "cached", **options)
     after = without(root, 1) if kind == "the last one is gone" else without(root)
-    result = compute_features(str(root / "clip"), after, tmp_path / "cached", **options)
-    assert result["unreadable"] == []  # the features of the one that is gone were computed before
-    starts_over = any("can be read now: starting over" in message for message in caplog.messages)
-    assert starts_over == (kind == "one is repaired")
-    for row, expected in zip(cached(tmp_path), cached(root), strict=True):
+    again = kind == "one is repaired, and tried again"
+    result = compute_features(str(root / "clip"), after, tmp_path / "cached", **options, overwrite=again)
+    # The features of the one that is gone were computed before.
+    left_out = ["train-000001"] if kind == "one is repaired" else []
+    assert result["unreadable"] == left_out
+    assert any("use --overwrite" in message for message in caplog.messages) == bool(left_out)
+    assert any("Starting over" in message for message in caplog.messages) == again
+    kept = [row for row in cached(root) if row["video_id"] not in left_out]
+    for row, expected in zip(cached(tmp_path), kept, strict=True):
         torch.testing.assert_close(read_features(row["video"]), read_features(expected["video"]), atol=1e-2, rtol=0)

@@ -392,6 +392,15 @@ def test_tables_within_other_boxes(tmp_path, monkeypatch, craft, wrapper):
             frames_of(wrapped)
 
 
+def test_tables_in_a_free_box(tmp_path, monkeypatch):
+    """FFmpeg parses such a box if it begins like `moov`."""
+    data = samples_without_bytes(write_video(tmp_path / "video.mp4").read_bytes(), 20_000_000)
+    start = data.index(b"moov")
+    monkeypatch.setattr(module.av, "open", None)
+    with pytest.raises(VideoDecodeError, match="its tables list more frames"):
+        frames_of(data[:start] + b"free" + data[start + 4 :])
+
+
 def test_compressed_headers_are_refused(tmp_path):
     data = write_video(tmp_path / "video.mp4").read_bytes()
     start = data.index(b"moov") - 4
@@ -401,7 +410,8 @@ def test_compressed_headers_are_refused(tmp_path):
 
 
 def test_counting_samples_of_other_files_ends():
-    for content in (b"\0\0\x80\0moov" * 4096, b"\0\0\0\x08moov" * 4096, b"\x1aE\xdf\xa3" * 4096, b"", b"\0" * 9):
+    y4m = b"YUV4MPEG2 W16 H16 F25:1\nFRAME\n" + b"stsz" * 96
+    for content in (y4m, b"\0\0\x80\0moov" * 4096, b"\0\0\0\x08moov" * 4096, b"\x1aE\xdf\xa3" * 4096, b"", b"\0" * 9):
         assert module._count_samples(io.BytesIO(content), len(content)) == 0
 
 

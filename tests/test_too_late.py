@@ -382,15 +382,6 @@ def test_classes_of_the_evaluation_are_found_by_name(tmp_path):
         data.check("classification", arguments)
 
 
-def test_two_limits_of_missing_videos(tmp_path):
-    training = RegionLearnerTrainingArguments(str(tmp_path), report_to="none")
-    arguments = DataArguments(
-        corpus="folder", data_dir=str(tmp_path), max_missing=0.1, corpus_options={"max_missing": 0.5}
-    )
-    with pytest.raises(ValueError, match=r"--max-missing 0.1 and the option max_missing=0.5 .* give only one of them"):
-        task_data.load_data(arguments, training)
-
-
 def test_only_the_first_process_removes_an_empty_list(tmp_path, monkeypatch):
     monkeypatch.setattr(task_data, "load_corpus", lambda *arguments, **options: None)
     for process, left in ((1, True), (0, False)):

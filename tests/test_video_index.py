@@ -465,7 +465,10 @@ def test_a_span_of_the_index_as_a_query(make_index, videos):
     assert found[0].probability > expected[0].probability  # the query is not a rival of the other hits
     within = index.search(**query, exclude=span, within=os.path.dirname(second.path))
     assert {hit.path for hit in within} <= {hit.path for hit in found}
-    assert index.search(**query, exclude=("/nowhere.mp4", 0, 1)) == index.search(**query)
+    relative = os.path.relpath(first.path)
+    assert index.search(**query, exclude=(relative, *span[1:])) == found
+    with pytest.raises(ValueError, match=r"does not have the video .*nowhere\.mp4"):
+        index.search(**query, exclude=("nowhere.mp4", 0, 1))
     assert index.search(**query, exclude=(first.path, 1e6, 2e6)) == index.search(**query)
     alone = make_index("alone")
     alone.update(first.path)

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def compute_features(
         batch_size: clips per batch.
         num_workers: processes that decode; with 0, the default, this process decodes.
         max_unreadable: share of the videos that may be unreadable; they are left out.
-        overwrite: whether to replace features in `output_dir/split`.
+        overwrite: whether to replace features in `output_dir/split`, and to start an interrupted run over if it could
+            not read all videos.
 
     Returns:
         `videos` and `rows`, the numbers of written videos and rows, `bytes`, and `unreadable`, the ids of the videos
@@ -102,7 +103,7 @@ def compute_features(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, f".{split}.lock"):
         partial = output / f".{split}.partial"
-        unreadable = _write_shards(partial, about, rows, encoder, max_unreadable, batch_size, num_workers)
+        unreadable = _write_shards(partial, about, rows, encoder, max_unreadable, batch_size, num_workers, overwrite)
         names = warn_of_unreadable(unreadable, rows.ids)
         numbers = itertools.count()
         clip_of = [None if video in unreadable else next(numbers) for video in range(len(rows.ids))]
@@ -192,14 +193,21 @@ def _write_shards(
     max_unreadable: float,
     batch_size: int,
     num_workers: int,
+    overwrite: bool,
 ) -> dict[int, str]:
     """Writes the features of the videos that are not done yet. Returns why videos cannot be read, by their index."""
     done, total = _start(partial, about), len(rows.ids)
     unreadable = {int(video): reason for video, reason in done["unreadable"].items()}
-    if any(_is_readable(encoder.processor, rows.videos[video]) for video in unreadable):
-        logger.info("Videos that could not be read earlier can be read now: starting over.")
+    if unreadable and overwrite:
+        logger.info("Starting over, to try the %d videos again that could not be read.", len(unreadable))
         shutil.rmtree(partial)
         done, unreadable = _start(partial, about), {}
+    elif unreadable:
+        logger.warning(
+            "%d videos could not be read before the interruption, and are left out: to start over and try them again, "
+            "use --overwrite.",
+            len(unreadable),
+        )
     last, clips, per_shard = done["last"], done["clips"], about["clips_per_shard"]
 
     def note(failures: dict[int, str]) -> None:
@@ -249,15 +257,6 @@ def _write_shards(
             state = {"clips": clip + 1, "last": video, "unreadable": earlier, "about": about}
             write_json(partial / _PROGRESS, state)
     return dict(sorted(unreadable.items()))
-
-
-def _is_readable(processor: Any, video: Any) -> bool:
-    """Returns whether the frames of a video can be read."""
-    failures: dict[int, str] = {}
-    with suppress(ValueError):  # raised if no video can be read
-        for _ in read_clips(processor, [video], failures, progress=False):
-            pass
-    return not failures
 
 
 def _move(partial: Path, directory: Path) -> None:

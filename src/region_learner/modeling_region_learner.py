@@ -2402,7 +2402,8 @@ class RegionLearnerModel(RegionLearnerTwoTowerModel):
                 regions = self.video_tokens(*self._tokens(video_outputs, pixel_values_videos.shape[1], frame_mask))
 
         if text_embeds is not None and video_embeds is not None:  # the towers may be on different devices
-            device = self.device
+            anchor = self.logit_scale if self.logit_scale is not None else self.logit_bias
+            device = video_embeds.device if anchor is None else anchor.device
             video_embeds, text_embeds = video_embeds.to(device), text_embeds.to(device)
             negative_text_embeds = None if negative_text_embeds is None else negative_text_embeds.to(device)
             words, regions, negative_words = (

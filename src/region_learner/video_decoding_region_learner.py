@@ -64,12 +64,17 @@ _SHOWS_NOTHING = 32
 # Codecs in which FFmpeg can skip non-reference frames without changing other frames. These do not include H.265, whose
 # flag refers to a temporal layer only, nor VP8, where a non-reference frame may define the segments of the next one.
 _SKIPS_NON_REFERENCE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
-# Boxes of MP4 (ISO/IEC 14496-12) whose content FFmpeg does not parse, and the names that other boxes can have.
+# Outer boxes of MP4 (ISO/IEC 14496-12) and QuickTime: another format has none of them.
+_MP4_BOXES = {
+    b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx", b"uuid", b"udta",
+}  # fmt: skip
+# Those whose content FFmpeg does not parse, unless it begins like the content of `moov`.
 _OPAQUE_BOXES = {b"mdat", b"free", b"skip", b"wide"}
-_BOX_NAME = re.compile(rb"[ -~\xa9]{4}")
+_IN_MOOV = {b"mvhd", b"trak", b"cmov"}
 # Tables of samples, anywhere in a box: FFmpeg finds them in any box that may contain others.
 _TABLE = re.compile(rb"stsz|trun")
 _SCANNED_AT_ONCE = 2**24
+_MAX_BOXES = 2**20
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
@@ -590,20 +595,22 @@ def _count_samples(file: BinaryIO, end: int) -> int:
     Raises:
         VideoDecodeError: its boxes are compressed, so that the samples cannot be counted.
     """
-    count = start = 0
-    while start + 8 <= end:
+    parsed: list[tuple[int, int]] = []  # where the contents of boxes start and end
+    start, is_mp4 = 0, False
+    while start + 8 <= end and len(parsed) < _MAX_BOXES:
         file.seek(start)
-        header = file.read(16)
+        header = file.read(24)
         size, name, first = int.from_bytes(header[:4], "big"), header[4:8], 8
         if size == 1:  # a size of 64 bits follows
             size, first = int.from_bytes(header[8:16], "big"), 16
         stop = min(start + size, end) if size else end
-        if stop < start + 8 or not _BOX_NAME.fullmatch(name):  # another format
+        if stop < start + 8:
             break
-        if name not in _OPAQUE_BOXES:
-            count += _count_listed(file, start + first, stop)
+        is_mp4 = is_mp4 or name in _MP4_BOXES
+        if name not in _OPAQUE_BOXES or (name != b"mdat" and header[first + 4 : first + 8] in _IN_MOOV):
+            parsed.append((start + first, stop))
         start = stop
-    return count
+    return sum(_count_listed(file, *place) for place in parsed) if is_mp4 else 0
 
 
 def _count_listed(file: BinaryIO, start: int, end: int) -> int:

@@ -240,7 +240,7 @@ def _transformers_backbone(name: str, config: PreTrainedConfig) -> _ImageTower:
         model, missing = load_weights(AutoModel, name, add_pooling_layer=has_mean_pooler(config))
     except TypeError:  # most classes do not have this argument
         model, missing = load_weights(AutoModel, name)
-    if missing and all(key.startswith("pooler.") for key in missing):
+    if has_mean_pooler(config) and missing and all(key.startswith("pooler.") for key in missing):
         model, missing = load_weights(AutoModel, name, add_pooling_layer=False)
         setattr(model.config, WITHOUT_POOLER, True)
     model = getattr(model, "vision_model", model)

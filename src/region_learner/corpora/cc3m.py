@@ -132,7 +132,7 @@ def _read_shards(root: Path, shards: list[str]) -> pa.Table:
     from .arrow_tables import check_names, list_files, locate
 
     tables = []
-    if packed := next((shard for shard in shards if (root / f"{shard}.tar").is_file()), None):
+    if packed := next((one for one in shards if (root / f"{one}.tar").is_file() and not (root / one).is_dir()), None):
         raise CorpusError(
             f"{root / packed}.tar holds the images: use the corpus 'webdataset' (--corpus webdataset), or run "
             'img2dataset with output_format="files"'

@@ -394,7 +394,11 @@ def _frames(
             yield frame, number * step
         return
     frames = iterate_frames(source, Scale(scaled))
-    head = list(itertools.islice(frames, _HEAD))
+    head: list[tuple[np.ndarray, float | None]] = []
+    for image, at in frames:
+        head.append((image, at))
+        if len(head) == _HEAD or (len(head) >= _LEAST and len(head) * image.nbytes > _HEAD_BYTES):
+            break
     rate = None
     if _are_unordered([at for _, at in head]):  # as in AVI, which has the time stamps of packets
         rate = read_clip(source, lambda metadata: [0], Scale(scaled))[1].fps
@@ -418,7 +422,8 @@ def _frames(
         yield image, moment
 
 
-_HEAD = 64  # number of frames whose order tells whether the time stamps are those of the frames
+# So many first frames, or fewer if they are large, tell whether the time stamps are those of the frames.
+_HEAD, _LEAST, _HEAD_BYTES = 64, 8, 2**26
 
 
 def _are_unordered(times: list[float | None]) -> bool:

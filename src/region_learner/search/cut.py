@@ -431,7 +431,7 @@ class _Encoder:
         self.video = add_video_stream(self.container, codec, options=_QUALITY[codec])
         self.video.height, self.video.width = size
         self.video.pix_fmt = "yuv420p"
-        self.video.codec_context.sample_aspect_ratio = _shape_of_pixels(stream.codec_context, size)
+        self.video.codec_context.sample_aspect_ratio = _shape_of_pixels(source)
         # How PyAV converts RGB: by the matrix of BT.601, to a limited range. Players would assume BT.709 for HD.
         self.video.codec_context.colorspace, self.video.codec_context.color_range = _BT601, _LIMITED
         self.video.codec_context.time_base = self.video.time_base = Fraction(1, _TICKS)
@@ -473,10 +473,13 @@ class _Encoder:
         self.opened.close()
 
 
-def _shape_of_pixels(context: Any, size: tuple[int, int]) -> Fraction:
-    """Returns the width of a pixel divided by its height, in frames of `size` (height, width), which are upright."""
-    shape = context.sample_aspect_ratio or Fraction(1)
-    is_turned = abs(size[0] - context.height) > 1 or abs(size[1] - context.width) > 1
+def _shape_of_pixels(source: Any) -> Fraction:
+    """Returns the width of a pixel of a video divided by its height, in upright frames."""
+    with open_video(source) as stream:
+        frames = (frame for packet in stream.container.demux(stream) for frame in packet.decode())
+        first = next(frames, None)  # some codecs tell the shape only when they have been decoded
+        shape = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+        is_turned = first is not None and first.rotation % 180 == 90
     return 1 / shape if is_turned else shape
 
 

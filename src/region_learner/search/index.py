@@ -401,9 +401,9 @@ class VideoIndex:
         return [Query(self.embedder.clip(videos=[video], start=start, end=end))]
 
     def _without(self, view: _View, path: str, start: float, end: float) -> _View:
-        record = self.database.record(path)
-        if record is None or not len(record.spans):
-            return view
+        record = self.database.record(_absolute(path))
+        if record is None:
+            raise ValueError(f"The index {self.directory} does not have the video {path}{self.database.near(path)}")
         overlap = np.flatnonzero((record.spans[:, 0] < end) & (record.spans[:, 1] > start))
         if not len(overlap):
             return view
@@ -473,7 +473,9 @@ class VideoIndex:
         Returns the spans around the `nearest` rows, best first. The first `wanted` of them, or all if there are fewer,
         are the best of the index.
         """
-        (row_scores,), (rows,) = view.nearest.search(query[None], nearest, view.allowed)
+        first, last = view.excluded
+        (row_scores,), (rows,) = view.nearest.search(query[None], nearest + last - first, view.allowed)
+        rows = rows[(rows < first) | (rows >= last)]
         found: list[_Span] = []
         seen: set[int] = set()
         for row in rows[rows >= 0].tolist():
@@ -610,7 +612,6 @@ class _View:
         windows: vectors and tokens of the windows.
         allowed: the ranges of rows that are searched (n, 2); None for all.
         excluded: the range of rows that is left out of them.
-        filled: the ranges of rows that belong to a video (n, 2).
         count: the number of rows that are searched.
         sample: some of their vectors, and `sample_rows`, their rows.
         text_chance, clip_chance: the scores that the best window reaches by chance, for texts and for clips.
@@ -626,8 +627,6 @@ class _View:
         self.neutral = _neutral(database)
         self.allowed: np.ndarray | None = None
         self.excluded = (0, 0)
-        starts, ends = np.append(0, holes[:, 1]), np.append(holes[:, 0], rows)
-        self.filled = np.stack([starts, ends], 1)[starts < ends]
         self.count = rows - int((holes[:, 1] - holes[:, 0]).sum())
         self._set_sample(database.sampled_rows(_SAMPLE))
 
@@ -646,12 +645,14 @@ class _View:
         return view
 
     def without(self, first: int, last: int) -> _View:
-        """Returns a view without the rows from `first` to `last` (exclusive)."""
-        starts, ends = (self.filled if self.allowed is None else self.allowed).T
-        before, after = np.stack([starts, np.minimum(ends, first)], 1), np.stack([np.maximum(starts, last), ends], 1)
-        ranges = np.concatenate([before, after])
-        view = self.restricted(ranges[ranges[:, 0] < ranges[:, 1]])
+        """Returns a view without the rows of a video from `first` to `last` (exclusive)."""
+        view = copy(self)
         view.excluded = first, last
+        allowed = np.array([[first, last]]) if self.allowed is None else self.allowed
+        common = np.minimum(allowed[:, 1], last) - np.maximum(allowed[:, 0], first)
+        view.count -= int(np.maximum(common, 0).sum())
+        is_left = (self.sample_rows < first) | (self.sample_rows >= last)
+        view.sample_rows, view.sample = self.sample_rows[is_left], self.sample[is_left]
         return view
 
 

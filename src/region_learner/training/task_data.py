@@ -256,12 +256,7 @@ def _options(arguments: DataArguments, entry: dict[str, Any]) -> dict[str, Any]:
 
 def _load(arguments, training, name: str, data_dir, split: str, suffix: str, options: dict, streaming: bool = False):
     known = corpus_options(name)
-    if "max_missing" in known:
-        if arguments.max_missing and options.get("max_missing", arguments.max_missing) != arguments.max_missing:
-            raise ValueError(
-                f"--max-missing {arguments.max_missing} and the option max_missing={options['max_missing']} of the "
-                f"corpus {name!r} mean the same: give only one of them."
-            )
+    if "max_missing" in known:  # that of a single corpus takes precedence
         options.setdefault("max_missing", arguments.max_missing)
     missing_list = Path(str(training.output_dir)) / f"missing_videos_{split}{suffix}.txt"
     if "missing_list" in known and training.process_index == 0:
